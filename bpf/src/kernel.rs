@@ -181,6 +181,40 @@ pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> 
     Ok(info.verified_insns)
 }
 
+/// Whether the kernel has XDP programs that take packets of several buffers: Linux 5.18, and what was ported back.
+pub(crate) fn has_xdp_frags() -> bool {
+    // r0 = XDP_PASS; exit.
+    let program = [
+        sys::bpf_insn {
+            code: (sys::BPF_ALU64 | sys::BPF_MOV | sys::BPF_K) as u8,
+            imm: sys::XDP_PASS as i32,
+            ..Default::default()
+        },
+        sys::bpf_insn {
+            code: (sys::BPF_JMP | sys::BPF_EXIT) as u8,
+            ..Default::default()
+        },
+    ];
+    let mut options = sys::bpf_prog_load_opts {
+        sz: mem::size_of::<sys::bpf_prog_load_opts>() as _,
+        prog_flags: sys::BPF_F_XDP_HAS_FRAGS,
+        ..Default::default()
+    };
+    // SAFETY: name and license are NUL-terminated, `program` has as many instructions as is said, `options` is initialised and
+    // its size is in `sz`; all outlive the call.
+    owned(unsafe {
+        sys::bpf_prog_load(
+            sys::BPF_PROG_TYPE_XDP,
+            c"ringwall_probe".as_ptr(),
+            c"GPL".as_ptr(),
+            program.as_ptr(),
+            program.len() as _,
+            &mut options,
+        )
+    })
+    .is_ok()
+}
+
 /// Puts an XDP program on an interface through a link.
 pub(crate) fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, native: bool) -> io::Result<OwnedFd> {
     let options = sys::bpf_link_create_opts {

@@ -242,6 +242,8 @@ pub struct DeviceXdp {
     pub native: Option<bool>,
     /// Whether its driver has zero-copy AF_XDP sockets; None where the kernel does not tell.
     pub zero_copy: Option<bool>,
+    /// Whether its driver gives programs packets of several buffers, as jumbo frames are; None where the kernel does not tell.
+    pub multi_buffer: Option<bool>,
     /// A program that is not of the installation whose pins are at `PINS`: id and name.
     pub other_program: Option<(u32, String)>,
 }
@@ -251,9 +253,10 @@ pub struct DeviceXdp {
 /// # Errors
 /// There is no such interface, or the kernel does not answer.
 pub fn inspect(pins: &Path, name: &str) -> Result<DeviceXdp, BpfError> {
-    /// `NETDEV_XDP_ACT_BASIC` and `NETDEV_XDP_ACT_XSK_ZEROCOPY`.
+    /// `NETDEV_XDP_ACT_BASIC`, `NETDEV_XDP_ACT_XSK_ZEROCOPY` and `NETDEV_XDP_ACT_RX_SG`.
     const BASIC: u64 = 1;
     const ZERO_COPY: u64 = 8;
+    const RX_SG: u64 = 32;
     crate::log::quiet();
     let ifindex = index_of(name)?;
     let failed = |source| BpfError::system(format!("ask what XDP can do on `{name}`"), source);
@@ -275,6 +278,7 @@ pub fn inspect(pins: &Path, name: &str) -> Result<DeviceXdp, BpfError> {
     Ok(DeviceXdp {
         native: features.map(|features| features & BASIC != 0),
         zero_copy: features.map(|features| features & ZERO_COPY != 0),
+        multi_buffer: features.map(|features| features & RX_SG != 0),
         other_program,
     })
 }
@@ -641,11 +645,17 @@ pub(crate) fn load(owner: &str) -> Result<Loaded, BpfError> {
     let log = crate::log::Capture::start();
     let failed = |error| log.explain(&action, error);
     let mut storage = MaybeUninit::uninit();
-    let skeleton = RingwallSkelBuilder::default()
+    let mut skeleton = RingwallSkelBuilder::default()
         .open(&mut storage)
-        .map_err(failed)?
-        .load()
         .map_err(failed)?;
+    // On a device with jumbo frames the kernel refuses a program without it, or drops what such a program would get.
+    if kernel::has_xdp_frags() {
+        skeleton
+            .progs
+            .ringwall_port
+            .set_flags(libbpf_rs::libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+    }
+    let skeleton = skeleton.load().map_err(failed)?;
     let own = |fd: BorrowedFd<'_>| {
         fd.try_clone_to_owned()
             .map_err(|source| BpfError::system(format!("keep a program of `{owner}`"), source))
@@ -744,7 +754,7 @@ fn no_native(interface: &str, source: io::Error) -> BpfError {
             "its peer has more transmit queues than it has receive queues: raise them (`ethtool -L {interface} rx N`)"
         ),
         Some(libc::ERANGE | libc::EINVAL) => {
-            "its MTU may be too large for XDP, or LRO is on: lower the MTU to 1500, or `ethtool -K ... lro off`".to_owned()
+            "its MTU may be too large for XDP (jumbo frames need a driver that lists `rx-sg` among its xdp-features, and Linux 5.18 or newer), or LRO is on: lower the MTU to 1500, or `ethtool -K ... lro off`".to_owned()
         }
         _ => "set `xdpMode: generic`, which is slow, or use another device".to_owned(),
     };

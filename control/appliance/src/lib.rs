@@ -44,6 +44,8 @@ pub mod upgrade;
 pub mod worker_thread;
 mod xfrm;
 
+pub use ringwall_xsk::MAX_SINGLE_MTU;
+
 use std::{io, io::Write, os::unix::fs::PermissionsExt, path::Path};
 
 use ringwall_config::Config;

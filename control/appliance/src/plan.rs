@@ -14,6 +14,7 @@ use ringwall_dataplane::{
 };
 use ringwall_process::cpus::{self, CpuError};
 use ringwall_xsk::{
+    MAX_SINGLE_MTU,
     device::Device,
     preflight::{PortInterface, Repair},
 };
@@ -426,6 +427,25 @@ impl Plan {
                     "interface {}: xdpMode: native, but its driver ({}) has no XDP: use `auto` or another device",
                     port.name, device.driver
                 ));
+            }
+            let mtu = port.mtu.map_or(device.mtu, u32::from);
+            if mtu > MAX_SINGLE_MTU {
+                let without = match (port.xdp, known.multi_buffer) {
+                    (XdpMode::Generic, _) => {
+                        Some("xdpMode: generic does not carry jumbo frames: use `native`".to_owned())
+                    }
+                    (_, Some(false)) => Some(format!(
+                        "its driver ({}) does not list `rx-sg` among its xdp-features, so XDP cannot take jumbo frames: use another device or a newer kernel",
+                        device.driver
+                    )),
+                    _ => None,
+                };
+                wrong.extend(without.map(|without| {
+                    format!(
+                        "interface {0}: MTU {mtu}, and {without}, or lower the MTU (`ip link set dev {0} mtu {MAX_SINGLE_MTU}`)",
+                        port.name
+                    )
+                }));
             }
             if let Some((id, name)) = known.other_program {
                 wrong.push(format!(

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use ringwall_bpf::{AttachMode, AttachedPort, Counter, Counters, EgressGuard, PortRole, PortSpec};
 use ringwall_config::{FailMode, FailsafeEntry, XdpMode};
 use ringwall_dataplane::port::{PortId, PortKind};
-use ringwall_xsk::{device::Device, preflight::Repair};
+use ringwall_xsk::{MAX_SINGLE_MTU, device::Device, preflight::Repair};
 
 use super::{
     changes::{Change, Changes, Interface, read_setting, write_setting},
@@ -481,6 +481,20 @@ pub fn attach(plan: &Plan, port: &PlannedPort, local: &[IpAddr], pods: &[IpNet])
     let attached = ringwall_bpf::attach(&spec(plan, port, local, pods)?)?;
     if let Some(reason) = attached.fallback() {
         tracing::warn!(port = port.name, reason, "generic XDP: slower");
+    }
+    let mtu = Device::lookup(&port.name)?.mtu;
+    if attached.mode() == ringwall_bpf::XdpMode::Generic && mtu > MAX_SINGLE_MTU {
+        let name = &port.name;
+        let why = attached
+            .fallback()
+            .unwrap_or("generic XDP is configured")
+            .to_owned();
+        if !attached.inherited() {
+            attached.detach()?;
+        }
+        anyhow::bail!(
+            "interface `{name}` has MTU {mtu}, and jumbo frames need native XDP, which it does not have ({why}): use another device, or lower the MTU (`ip link set dev {name} mtu {MAX_SINGLE_MTU}`)"
+        );
     }
     Ok(LivePort {
         planned: port.clone(),

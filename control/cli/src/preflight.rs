@@ -4,6 +4,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use ringwall_config::{Config, InterfaceKind, InterfaceSelect, Role};
+use ringwall_dataplane::port::MAX_MTU;
 use serde_json::{Map, Value, json};
 
 use crate::Output;
@@ -18,7 +19,8 @@ Examples:
   ringwall preflight --config ringwall.yaml
   ringwall preflight --mtu 1500,9001 -o json
 
-Exit status: 0 fine, 1 the two ends of a wire have different MTUs, 2 bad input.";
+Exit status: 0 fine, 1 the two ends of a wire have different MTUs, or an MTU is more than a
+gateway or the interface's driver can carry, 2 bad input.";
 
 /// Arguments of `preflight`.
 #[derive(Debug, clap::Args)]
@@ -91,6 +93,7 @@ pub(crate) fn run(args: &PreflightArgs, output: Output) -> anyhow::Result<ExitCo
         }
         problems = unequal_wires(&config, &rows);
     }
+    problems.extend(rows.iter().filter_map(unserved));
     let mut out = std::io::stdout().lock();
     match output {
         Output::Json => {
@@ -141,6 +144,33 @@ fn mtu_of(interface: &str) -> anyhow::Result<u32> {
     text.trim().parse().with_context(|| format!("read {file}"))
 }
 
+/// Why no port can have an MTU: for any, or for this machine's interface.
+fn unserved(row: &Row) -> Option<String> {
+    let Row { interface, mtu } = row;
+    let subject = match interface {
+        Some(name) => format!("interface {name}: MTU {mtu}"),
+        None => format!("MTU {mtu}"),
+    };
+    if *mtu > MAX_MTU {
+        return Some(format!(
+            "{subject} is more than a gateway carries: lower it to {MAX_MTU}"
+        ));
+    }
+    #[cfg(feature = "afxdp")]
+    if let Some(name) = interface
+        && *mtu > ringwall_appliance::MAX_SINGLE_MTU
+        && let Ok(known) = ringwall_bpf::inspect(std::path::Path::new(""), name)
+        && known.multi_buffer == Some(false)
+    {
+        return Some(format!(
+            "{subject}, but its driver does not list `rx-sg` among its xdp-features, so XDP cannot take jumbo frames: lower it \
+             to {}, or use another device",
+            ringwall_appliance::MAX_SINGLE_MTU
+        ));
+    }
+    None
+}
+
 /// What comes in by one end of a wire and is too big for the other drops without an answer: a wire sends none.
 fn unequal_wires(config: &Config, rows: &[Row]) -> Vec<String> {
     let Role::Wire(wires) = &config.role else {
@@ -168,7 +198,23 @@ fn unequal_wires(config: &Config, rows: &[Row]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::pods_mtu;
+    #![allow(clippy::unwrap_used)] // in tests a failed unwrap is the failure
+
+    use super::{Row, pods_mtu, unserved};
+
+    #[test]
+    fn an_mtu_that_no_port_can_have_is_named() {
+        let row = |interface: Option<&str>, mtu| Row {
+            interface: interface.map(str::to_owned),
+            mtu,
+        };
+        assert_eq!(unserved(&row(None, 9216)), None);
+        assert_eq!(unserved(&row(None, 1500)), None);
+        let said = unserved(&row(None, 9217)).unwrap();
+        assert_eq!(said, "MTU 9217 is more than a gateway carries: lower it to 9216");
+        let said = unserved(&row(Some("lan0"), 65535)).unwrap();
+        assert!(said.starts_with("interface lan0: MTU 65535 is more"), "{said}");
+    }
 
     /// The table that users know, and those of docs/mtu.md.
     #[test]

@@ -313,7 +313,7 @@ fn a_pod_port_that_cannot_be_opened_holds_the_fail_mode_until_it_can() {
         port(bed).is_some_and(|port| port["problem"].as_str().is_some_and(|text| text.contains(says)))
     };
 
-    // Its frames would not fit: programs and no sockets.
+    // Its packets need several frames, which packet memory was not made for: programs and no sockets.
     let third = Namespace::new("c");
     let gw = bed.gateway.0.clone();
     sh(&format!(
@@ -360,14 +360,14 @@ fn a_pod_port_that_can_have_no_program_is_set_down_until_it_can() {
         return;
     }
     let mut bed = Bed::new();
-    // Native programs alone: a veth has none while its other end's packets are too large for a page.
+    // Native programs alone: a veth has none while its other end has more transmit queues than it has receive queues.
     bed.configure(&bed.config().replace("kind: pod}", "kind: pod, xdpMode: native}"));
     bed.start();
     serve(&bed.gateway, GATEWAY, 80);
     let third = Namespace::new("c");
     let gw = bed.gateway.0.clone();
     sh(&format!(
-        "ip -n {gw} link add pod-c mtu 9000 numrxqueues 2 numtxqueues 2 type veth peer name eth0 mtu 9000 netns {0}
+        "ip -n {gw} link add pod-c numrxqueues 2 numtxqueues 2 type veth peer name eth0 numtxqueues 4 netns {0}
          ip -n {0} link set eth0 up; ip -n {gw} link set pod-c up
          ip -n {0} addr add 10.1.1.4/32 dev eth0
          ip -n {0} route add 169.254.1.1 dev eth0 scope link; ip -n {0} route add default via 169.254.1.1",
@@ -392,7 +392,7 @@ fn a_pod_port_that_can_have_no_program_is_set_down_until_it_can() {
     // It may have been down when it was first looked at, and set up since.
     bed.wait_for("interface that is down", |bed| !is_up(bed));
     sh(&format!(
-        "ip -n {} link set eth0 mtu 1500; ip -n {gw} link set pod-c mtu 1500",
+        "ip netns exec {} ethtool -L eth0 tx 1; ip -n {gw} link set pod-c mtu 1450",
         third.0
     ));
     bed.wait_for("port that is open", |bed| {

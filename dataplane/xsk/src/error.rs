@@ -69,11 +69,35 @@ pub enum XskError {
         /// What the kernel said.
         reason: String,
     },
-    /// Packets would not fit into a frame.
+    /// Packets would not fit into packet memory.
     #[error(
-        "interface `{interface}` has MTU {mtu}, at most {max} fits into one frame: lower it (`ip link set dev {interface} mtu {max}`)"
+        "interface `{interface}` has MTU {mtu}, at most {max} works: lower it (`ip link set dev {interface} mtu {max}`)"
     )]
     Mtu {
+        /// The interface.
+        interface: String,
+        /// Its MTU.
+        mtu: u32,
+        /// The largest that works.
+        max: u32,
+    },
+    /// Packets would need several frames, and packet memory was made for packets of one.
+    #[error(
+        "interface `{interface}` has MTU {mtu}, and packet memory was made for {max} at most: restart ringwall, or lower the MTU (`ip link set dev {interface} mtu {max}`)"
+    )]
+    MtuGrown {
+        /// The interface.
+        interface: String,
+        /// Its MTU.
+        mtu: u32,
+        /// The largest that works.
+        max: u32,
+    },
+    /// Packets need several frames, and the kernel's sockets take one each.
+    #[error(
+        "interface `{interface}` has MTU {mtu}, whose packets need several frames, which this kernel's AF_XDP sockets do not have: use Linux 6.6 or newer, or lower the MTU (`ip link set dev {interface} mtu {max}`)"
+    )]
+    NoMultiBuffer {
         /// The interface.
         interface: String,
         /// Its MTU.

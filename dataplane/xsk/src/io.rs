@@ -238,6 +238,10 @@ impl XskIo {
         };
         for _ in 0..MAX_FOR_OTHERS {
             let Some((port, frame)) = inbox.pop() else { return };
+            if frame.is_chain() {
+                let further = self.pool.pieces(&frame).len() as u64 - 1;
+                self.pool.further_in_inboxes.fetch_sub(further, Relaxed);
+            }
             let queue = match self.routes.get(usize::from(port.0)) {
                 Some(Route::Own(index)) => self.queues.get_mut(usize::from(*index)),
                 _ => None,
@@ -250,8 +254,7 @@ impl XskIo {
                 }
                 None => {
                     self.stranded += 1; // closed meanwhile
-                    self.freed
-                        .extend(self.pool.consume(frame).map(|(number, _)| number));
+                    self.pool.give_up(frame, &mut self.freed);
                 }
             }
         }
@@ -370,15 +373,18 @@ impl PacketIo for XskIo {
     #[inline]
     fn receive(&mut self, source: usize, burst: &mut Burst) {
         if let Some(queue) = self.queues.get_mut(source) {
-            let before = burst.len();
-            queue.receive(&self.pool, burst, &mut self.freed);
-            self.in_use += (burst.len() - before) as i64;
+            self.in_use += queue.receive(&self.pool, burst, &mut self.freed) as i64;
         }
     }
 
     #[inline]
     fn send(&mut self, port: PortId, frame: Frame) -> bool {
-        self.in_use -= 1;
+        let further = if frame.is_chain() {
+            self.pool.pieces(&frame).len() as u64 - 1
+        } else {
+            0
+        };
+        self.in_use -= 1 + further as i64;
         match self.route(port) {
             Route::Own(index) => {
                 let Some(queue) = self.queues.get_mut(usize::from(index)) else {
@@ -396,21 +402,23 @@ impl PacketIo for XskIo {
                 let Some(inbox) = self.pool.inboxes.get(usize::from(worker)) else {
                     return false;
                 };
+                if further > 0 {
+                    self.pool.further_in_inboxes.fetch_add(further, Relaxed);
+                }
                 match inbox.push((port, frame)) {
                     Ok(()) => {
                         self.workers_to_wake |= 1 << worker;
                         true
                     }
                     Err((_, frame)) => {
-                        self.freed
-                            .extend(self.pool.consume(frame).map(|(number, _)| number));
+                        self.pool.further_in_inboxes.fetch_sub(further, Relaxed);
+                        self.pool.give_up(frame, &mut self.freed);
                         false
                     }
                 }
             }
             Route::None => {
-                self.freed
-                    .extend(self.pool.consume(frame).map(|(number, _)| number));
+                self.pool.give_up(frame, &mut self.freed);
                 false
             }
         }
@@ -427,9 +435,11 @@ impl PacketIo for XskIo {
 
     #[inline]
     fn release(&mut self, frame: Frame) {
-        self.in_use -= 1;
-        self.freed
-            .extend(self.pool.consume(frame).map(|(number, _)| number));
+        self.in_use -= self.pool.give_up(frame, &mut self.freed) as i64;
+    }
+
+    fn rest<'a>(&'a self, frame: &'a Frame) -> impl Iterator<Item = &'a [u8]> {
+        self.pool.rest(frame)
     }
 
     fn flush(&mut self) {

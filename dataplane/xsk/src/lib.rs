@@ -9,6 +9,7 @@
 //! * [`mapping`]: shared file memory for the flow table.
 
 pub mod affinity;
+mod chain;
 pub mod close_order;
 pub mod device;
 pub mod error;
@@ -26,6 +27,6 @@ pub use error::XskError;
 pub use io::{Waker, XskIo};
 pub use mapping::map_shared;
 pub use sockets::{
-    Accounts, Config, PortConfig, QueueSocket, QueueStats, RingSizes, Sockets, SpareMemory, ZeroCopy, open,
-    open_with, queues_for,
+    Accounts, Config, MAX_SINGLE_MTU, PortConfig, QueueSocket, QueueStats, RingSizes, Sockets, SpareMemory,
+    ZeroCopy, open, open_with, queues_for,
 };

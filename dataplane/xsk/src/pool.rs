@@ -12,7 +12,10 @@ use crossbeam::{queue::ArrayQueue, utils::CachePadded};
 use ringwall_dataplane::{frame::Frame, port::PortId};
 use xsk_rs::{FrameDesc, Umem, config::UmemConfig};
 
-use crate::XskError;
+use crate::{
+    XskError,
+    chain::{Links, Pieces, Rest},
+};
 
 /// Bytes that the kernel keeps for XDP before the packet.
 pub(crate) const HEADROOM: usize = 256;
@@ -86,6 +89,10 @@ pub(crate) struct Pool {
     in_transit: CachePadded<AtomicU64>,
     /// Packets that a worker sends for others, per sender.
     pub(crate) inboxes: Box<[ArrayQueue<(PortId, Frame)>]>,
+    /// Frames of packets in `inboxes`, less one for each packet.
+    pub(crate) further_in_inboxes: CachePadded<AtomicU64>,
+    /// Which frames make a packet.
+    links: Links,
     pub(crate) counts: Box<[CachePadded<WorkerCounts>]>,
 }
 
@@ -102,6 +109,8 @@ pub(crate) struct Layout {
     pub(crate) frame_size: u32,
     /// Frames that belong to each worker.
     pub(crate) frames: Vec<u32>,
+    /// How many frames the largest packet has.
+    pub(crate) pieces: u32,
     pub(crate) fill: u32,
     pub(crate) completion: u32,
     /// Packets that may wait for each sender.
@@ -121,7 +130,17 @@ impl Layout {
                 .iter()
                 .zip(&wanted.frames)
                 .all(|(have, want)| have >= want);
-        let of = |layout: &Self| (layout.frame_size, layout.fill, layout.completion, layout.inbox);
+        let of = |layout: &Self| {
+            let Self {
+                frame_size,
+                pieces,
+                fill,
+                completion,
+                inbox,
+                ..
+            } = *layout;
+            (frame_size, pieces, fill, completion, inbox)
+        };
         more && of(self) == of(wanted)
     }
 }
@@ -168,6 +187,12 @@ impl Pool {
                 .map(|&frames| ArrayQueue::new((frames as usize / 8).max(64)))
                 .collect(),
             in_transit: CachePadded::default(),
+            further_in_inboxes: CachePadded::default(),
+            links: if layout.pieces > 1 {
+                Links::new(total as usize)
+            } else {
+                Links::default()
+            },
             inboxes: layout
                 .frames
                 .iter()
@@ -193,7 +218,12 @@ impl Pool {
         self.descriptors.len()
     }
 
-    /// Bytes that a packet may have.
+    /// Whether packets may have several frames.
+    pub(crate) fn is_multi_buffer(&self) -> bool {
+        self.links.are_kept()
+    }
+
+    /// Bytes of a packet that a frame can hold.
     pub(crate) fn capacity(&self) -> usize {
         self.frame_size - HEADROOM
     }
@@ -260,10 +290,22 @@ impl Pool {
         length: usize,
         port: PortId,
     ) -> Option<Frame> {
-        let start = number as usize * self.frame_size;
-        let offset = address.checked_sub(start)?;
-        if length > self.capacity() || offset + length > self.frame_size || number as usize >= self.frames() {
+        if !self.settle(number, address, length) {
             return None;
+        }
+        self.frame(number, length, port)
+    }
+
+    /// Has the bytes of a received descriptor begin where packets do in a frame. As for [`Self::received`]; false where the
+    /// descriptor reaches out of the frame.
+    #[inline]
+    pub(crate) fn settle(&self, number: FrameNumber, address: usize, length: usize) -> bool {
+        let start = number as usize * self.frame_size;
+        let Some(offset) = address.checked_sub(start) else {
+            return false;
+        };
+        if length > self.capacity() || offset + length > self.frame_size || number as usize >= self.frames() {
+            return false;
         }
         if offset != HEADROOM {
             // A driver or program that moved the packet. Put it where packets start, so that one table of
@@ -272,28 +314,72 @@ impl Pool {
             // SAFETY: both ranges are inside the frame (checked above), which nobody else owns now.
             unsafe { std::ptr::copy(frame.wrapping_add(offset), frame.wrapping_add(HEADROOM), length) };
         }
-        self.frame(number, length, port)
+        true
+    }
+
+    /// Makes a frame of the buffers of a packet, which the caller owns.
+    pub(crate) fn chain(&self, pieces: &Pieces, port: PortId) -> Option<Frame> {
+        let &(number, length) = pieces.first()?;
+        let frame = self.frame(number, length as usize, port)?;
+        if pieces.len() == 1 {
+            return Some(frame);
+        }
+        self.links.join(pieces);
+        Some(frame.continued(pieces.iter().map(|(_, length)| length).sum()))
+    }
+
+    /// The buffers of a packet.
+    pub(crate) fn pieces(&self, frame: &Frame) -> Pieces {
+        let number = frame.token() as usize >> self.frame_shift;
+        if frame.is_chain() {
+            return self.links.pieces(number as FrameNumber, frame.len());
+        }
+        let alone = (number < self.frames()).then_some((number as FrameNumber, frame.len() as u32));
+        alone.into_iter().collect()
+    }
+
+    /// The bytes of a packet behind its first buffer.
+    pub(crate) fn rest<'a>(&'a self, frame: &'a Frame) -> Rest<'a> {
+        let mut pieces = self.pieces(frame).into_iter();
+        let _first = pieces.next();
+        Rest { pool: self, pieces }
+    }
+
+    /// Where the bytes of a packet begin in a frame; None where there is no such frame or it does not hold so many.
+    pub(crate) fn packet_start(&self, number: FrameNumber, length: usize) -> Option<NonNull<u8>> {
+        let fits = (number as usize) < self.frames() && length <= self.capacity();
+        let start = number as usize * self.frame_size + HEADROOM;
+        NonNull::new(self.at(start)).filter(|_| fits)
     }
 
     /// Makes a frame of a buffer that the caller owns.
     #[inline]
     pub(crate) fn frame(&self, number: FrameNumber, length: usize, port: PortId) -> Option<Frame> {
+        let data = self.packet_start(number, length)?;
         let start = number as usize * self.frame_size + HEADROOM;
-        if number as usize >= self.frames() || length > self.capacity() {
-            return None;
-        }
-        let data = NonNull::new(self.at(start))?;
         // SAFETY: the frame lies inside the UMEM, which stays mapped while the pool lives, and every worker's side
         // keeps the pool; the caller owns the buffer, which no ring has (its place is `HELD`), and gives it up here.
         Some(unsafe { Frame::from_raw(data, length as u32, self.capacity() as u32, start as u64, port) })
     }
 
-    /// The buffer and packet length of a frame that comes back. None where it is not of this pool.
+    /// The buffer and packet length of a frame that comes back, and is no chain. None where it is not of this pool.
     #[inline]
     pub(crate) fn consume(&self, frame: Frame) -> Option<(FrameNumber, usize)> {
         let (token, length) = frame.into_token();
         let number = token as usize >> self.frame_shift;
         (number < self.frames()).then_some((number as FrameNumber, length as usize))
+    }
+
+    /// Gives the buffers of a packet up to `freed`. Answers how many there are.
+    #[inline]
+    pub(crate) fn give_up(&self, frame: Frame, freed: &mut Vec<FrameNumber>) -> usize {
+        if frame.is_chain() {
+            let pieces = self.pieces(&frame);
+            freed.extend(pieces.iter().map(|(number, _)| *number));
+            return pieces.len();
+        }
+        freed.extend(self.consume(frame).map(|(number, _)| number));
+        1
     }
 
     /// Sends a batch home; gives it back where the way is full.
@@ -437,10 +523,11 @@ mod tests {
     use super::*;
 
     /// A pool of two workers' frames; None without root, which a UMEM takes.
-    fn pool() -> Option<Pool> {
+    fn pool(pieces: u32) -> Option<Pool> {
         if caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_NET_RAW).unwrap() {
             let layout = Layout {
                 frame_size: 2048,
+                pieces,
                 frames: vec![600, 424],
                 fill: 64,
                 completion: 64,
@@ -458,7 +545,7 @@ mod tests {
 
     #[test]
     fn the_kernel_cannot_give_what_it_was_not_given() {
-        let Some(pool) = pool() else { return };
+        let Some(pool) = pool(1) else { return };
         let address = 5 * 2048 + HEADROOM;
         assert_eq!(
             pool.complete(address, receiving(3)),
@@ -476,7 +563,7 @@ mod tests {
 
     #[test]
     fn packets_stay_inside_their_frame() {
-        let Some(pool) = pool() else { return };
+        let Some(pool) = pool(1) else { return };
         let port = PortId(1);
         let start = 7 * 2048;
         assert!(
@@ -513,7 +600,7 @@ mod tests {
 
     #[test]
     fn frames_know_their_homes_and_closed_queues_lose_none() {
-        let Some(pool) = pool() else { return };
+        let Some(pool) = pool(1) else { return };
         assert_eq!(pool.home_frames(0).len(), 600);
         assert_eq!(pool.home_frames(1), (600..1024).rev().collect::<Vec<_>>());
         for number in 500..700 {
@@ -552,5 +639,51 @@ mod tests {
             Some(3),
             "other queues' frames are left alone"
         );
+    }
+
+    #[test]
+    fn a_chain_is_one_packet_and_all_of_its_frames_come_back() {
+        let Some(pool) = pool(9) else { return };
+        for lengths in [
+            vec![1792, 1792, 1792],
+            vec![1792, 1],
+            vec![14, 1, 1, 1],
+            vec![100; crate::chain::MAX_PIECES],
+        ] {
+            let mut pieces = Pieces::new();
+            for (nth, length) in lengths.iter().enumerate() {
+                let number = 40 + 3 * nth as FrameNumber; // not side by side
+                // SAFETY: nobody else has the frame.
+                let bytes = unsafe {
+                    std::slice::from_raw_parts_mut(
+                        pool.packet_start(number, *length).unwrap().as_ptr(),
+                        *length,
+                    )
+                };
+                bytes.fill(nth as u8);
+                pieces.push((number, *length as u32));
+            }
+            let frame = pool.chain(&pieces, PortId(2)).unwrap();
+            assert!(frame.is_chain());
+            assert_eq!(frame.len(), lengths.iter().sum::<usize>());
+            assert_eq!(frame.bytes(), vec![0; lengths[0]]);
+            let rest: Vec<Vec<u8>> = pool.rest(&frame).map(<[u8]>::to_vec).collect();
+            let expected: Vec<Vec<u8>> = (1..lengths.len())
+                .map(|nth| vec![nth as u8; lengths[nth]])
+                .collect();
+            assert_eq!(rest, expected);
+            let mut freed = Vec::new();
+            assert_eq!(pool.give_up(frame, &mut freed), lengths.len());
+            assert_eq!(
+                freed,
+                pieces.iter().map(|(number, _)| *number).collect::<Vec<_>>()
+            );
+        }
+        // A packet of one frame has no rest, though its frame was part of a chain before.
+        let frame = pool.frame(40, 60, PortId(2)).unwrap();
+        assert_eq!(pool.rest(&frame).count(), 0);
+        let mut freed = Vec::new();
+        assert_eq!(pool.give_up(frame, &mut freed), 1);
+        assert_eq!(freed, [40]);
     }
 }

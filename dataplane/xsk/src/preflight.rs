@@ -288,12 +288,12 @@ fn check_interface(
             None,
         );
     }
-    let max = crate::sockets::MAX_MTU;
+    let max = ringwall_dataplane::port::MAX_MTU;
     let mtu = asked.mtu.unwrap_or(device.mtu);
     if mtu > max {
         add(
             true,
-            format!("has MTU {mtu}, at most {max} fits into a frame"),
+            format!("has MTU {mtu}, at most {max} works"),
             format!("`ip link set dev {} mtu {max}`", device.name),
             None,
         );

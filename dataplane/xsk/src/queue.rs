@@ -17,6 +17,7 @@ use ringwall_dataplane::{
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
 use crate::{
+    chain::{Assembly, MAX_PIECES, Pieces, Progress},
     pool::{FrameNumber, Pool, receiving, sending},
     sockets::QueueStats,
     syscall,
@@ -26,6 +27,9 @@ use crate::{
 const MAX_KICKS: u32 = 128;
 /// Kicks in a row that moved nothing before the rest is left for the next flush.
 const MAX_IDLE_KICKS: u32 = 2;
+/// The descriptor is not the last of its packet (`XDP_PKT_CONTD` of `linux/if_xdp.h`).
+const CONTINUED: u32 = 1;
+const _: () = assert!(MAX_PIECES <= BURST);
 /// The shortest frame that the kernel takes: an Ethernet header.
 const MIN_PACKET: usize = 14;
 
@@ -83,6 +87,8 @@ pub(crate) struct Queue {
     tx_room: u32,
     /// To be put on the TX ring together.
     pending: arrayvec::ArrayVec<FrameDesc, BURST>,
+    /// A packet whose last descriptor has not come yet.
+    assembly: Assembly,
     /// There are packets on the TX ring that the kernel has not taken.
     needs_kick: bool,
     /// The device is down.
@@ -128,6 +134,7 @@ impl Queue {
             receiving: 0,
             sending: 0,
             pending: arrayvec::ArrayVec::new(),
+            assembly: Assembly::default(),
             needs_kick: false,
             down: false,
             gone: false,
@@ -150,33 +157,40 @@ impl Queue {
         self.gone = true;
     }
 
-    /// Takes up to a burst of received frames. Frames whose packet cannot be used go to `free`.
+    /// Takes up to a burst of received packets. Frames whose packet cannot be used go to `free`. Answers how many frames the
+    /// packets have.
     #[inline]
-    pub(crate) fn receive(&mut self, pool: &Pool, burst: &mut Burst, free: &mut Vec<FrameNumber>) {
+    pub(crate) fn receive(&mut self, pool: &Pool, burst: &mut Burst, free: &mut Vec<FrameNumber>) -> usize {
         let room = burst.remaining_capacity().min(BURST);
         // SAFETY: the descriptors that come are of frames of this UMEM, given on this queue's fill ring;
         // `Pool::complete` checks it before any is used.
         let count = unsafe { self.rx.consume(&mut self.scratch[..room]) };
         if count == 0 {
-            return;
+            return 0;
         }
         self.is_unpublished = true;
-        let mut bytes = 0;
-        for descriptor in &self.scratch[..count] {
+        let (mut bytes, mut frames) = (0, 0);
+        for nth in 0..count {
+            let descriptor = self.scratch[nth];
+            if descriptor.has_more_frames() || self.assembly.is_open() {
+                if let Some((frame, pieces)) = self.receive_piece(pool, descriptor, free) {
+                    bytes += frame.len() as u64;
+                    frames += pieces;
+                    self.local_counts.rx_frames += 1;
+                    burst.push(frame);
+                }
+                continue;
+            }
             let Some(number) = pool.complete(descriptor.addr(), receiving(self.slot)) else {
                 self.local_counts.bad_descriptors += 1;
                 continue;
             };
             self.receiving -= 1;
             let length = descriptor.lengths().data();
-            // Sockets are bound without multi-buffer, so a packet in several pieces is as wrong as one too long.
-            let frame = match descriptor.has_more_frames() {
-                true => None,
-                false => pool.received(number, descriptor.addr(), length, self.port),
-            };
-            match frame {
+            match pool.received(number, descriptor.addr(), length, self.port) {
                 Some(frame) => {
                     bytes += length as u64;
+                    frames += 1;
                     self.local_counts.rx_frames += 1;
                     burst.push(frame);
                 }
@@ -187,6 +201,46 @@ impl Queue {
             }
         }
         self.local_counts.rx_bytes += bytes;
+        frames
+    }
+
+    /// Takes a descriptor of a packet of several. Answers the packet, if this is its last, and how many frames it has.
+    #[cold]
+    fn receive_piece(
+        &mut self,
+        pool: &Pool,
+        descriptor: FrameDesc,
+        free: &mut Vec<FrameNumber>,
+    ) -> Option<(Frame, usize)> {
+        let length = descriptor.lengths().data();
+        let mut piece = None;
+        match pool.complete(descriptor.addr(), receiving(self.slot)) {
+            // A pool that keeps no links is of sockets whose packets have one frame each.
+            Some(number) if pool.is_multi_buffer() && pool.settle(number, descriptor.addr(), length) => {
+                piece = Some((number, length as u32));
+            }
+            Some(number) => {
+                self.receiving -= 1;
+                free.push(number);
+            }
+            None => {}
+        }
+        let already = free.len();
+        let progress = self.assembly.add(piece, descriptor.has_more_frames(), free);
+        self.receiving -= (free.len() - already) as u32;
+        match progress {
+            Progress::More => None,
+            Progress::Complete(pieces) => {
+                self.receiving -= pieces.len() as u32;
+                Some((pool.chain(&pieces, self.port)?, pieces.len()))
+            }
+            Progress::Broken(pieces) => {
+                self.receiving -= pieces.len() as u32;
+                free.extend(pieces.iter().map(|(number, _)| *number));
+                self.local_counts.bad_descriptors += 1;
+                None
+            }
+        }
     }
 
     /// Queues a packet. Gives the frame back where it cannot be, which counts as `tx-full` where the sender is told, and
@@ -199,6 +253,9 @@ impl Queue {
         accepted: bool,
         free: &mut Vec<FrameNumber>,
     ) -> Result<(), FrameNumber> {
+        if frame.is_chain() {
+            return self.send_chain(pool, &pool.pieces(&frame), accepted, free);
+        }
         let Some((number, length)) = pool.consume(frame) else {
             return Ok(()); // of no pool of ours; there is nothing to give back
         };
@@ -229,6 +286,57 @@ impl Queue {
         self.sending += 1;
         self.local_counts.tx_frames += 1;
         self.local_counts.tx_bytes += length as u64;
+        Ok(())
+    }
+
+    /// Queues a packet of several frames, all of them or none: as [`Self::send`]. Where it cannot be queued, all but its first
+    /// frame are freed here.
+    #[cold]
+    fn send_chain(
+        &mut self,
+        pool: &Pool,
+        pieces: &Pieces,
+        accepted: bool,
+        free: &mut Vec<FrameNumber>,
+    ) -> Result<(), FrameNumber> {
+        let Some((&(first, first_length), further)) = pieces.split_first() else {
+            return Ok(()); // of no pool of ours; there is nothing to give back
+        };
+        self.is_unpublished = true;
+        let wanted = pieces.len() as u32;
+        let fits = first_length as usize >= MIN_PACKET;
+        if fits && !self.gone && (self.tx_room < wanted || self.pending.remaining_capacity() < pieces.len()) {
+            self.submit();
+            if self.tx_room < wanted {
+                self.kick(pool, free);
+            }
+        }
+        let stuck = self.down && self.sending > 0;
+        let full = self.tx_room < wanted || self.pending.remaining_capacity() < pieces.len();
+        let descriptors: arrayvec::ArrayVec<FrameDesc, MAX_PIECES> = pieces
+            .iter()
+            .filter_map(|(number, length)| pool.packet_descriptor(*number, *length as usize))
+            .collect();
+        if !fits || self.gone || full || stuck || descriptors.len() < pieces.len() {
+            self.local_counts.tx_invalid += u64::from(!fits);
+            match accepted {
+                true => self.local_counts.tx_lost += 1,
+                false => self.local_counts.tx_full += 1,
+            }
+            free.extend(further.iter().map(|(number, _)| *number));
+            return Err(first);
+        }
+        for (nth, (mut descriptor, (number, length))) in descriptors.into_iter().zip(pieces).enumerate() {
+            if nth + 1 < pieces.len() {
+                descriptor.set_options(CONTINUED);
+            }
+            pool.set_location(*number, sending(self.slot));
+            self.pending.push(descriptor);
+            self.local_counts.tx_bytes += u64::from(*length);
+        }
+        self.tx_room -= wanted;
+        self.sending += wanted;
+        self.local_counts.tx_frames += 1;
         Ok(())
     }
 
@@ -378,10 +486,12 @@ impl Queue {
         for descriptor in self.pending.drain(..) {
             if let Some(number) = pool.complete(descriptor.addr(), sending(self.slot)) {
                 self.sending -= 1;
-                self.local_counts.port_lost += 1;
+                self.local_counts.port_lost += u64::from(!descriptor.has_more_frames());
                 free.push(number);
             }
         }
+        self.receiving -= self.assembly.frames() as u32;
+        free.extend(self.assembly.abandon().iter().map(|(number, _)| *number));
         self.publish();
     }
 

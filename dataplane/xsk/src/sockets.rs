@@ -15,7 +15,7 @@ use std::{
 
 use ringwall_dataplane::{
     io::PacketIo,
-    port::{PortId, QueueId},
+    port::{MAX_MTU, PortId, QueueId},
 };
 use xsk_rs::{
     config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig},
@@ -35,14 +35,14 @@ use crate::{
 const MAX_WORKERS: usize = 64;
 /// The largest frame, less what is kept before the packet.
 const MAX_PACKET: u32 = 4096 - HEADROOM as u32;
-/// The largest MTU of a port.
-pub(crate) const MAX_MTU: u32 = MAX_PACKET - ETHERNET;
+/// The largest MTU whose packets have one frame each.
+pub const MAX_SINGLE_MTU: u32 = MAX_PACKET - ETHERNET;
 /// Bytes of an Ethernet header with two VLAN tags.
 const ETHERNET: u32 = 14 + 8;
-/// Frames that a worker may have in bursts, holds and hand-over rings; one that is alone hands nothing over. Few are better:
+/// Packets that a worker may have in bursts, holds and hand-over rings; one that is alone hands nothing over. Few are better:
 /// the kernel has a table of all frames for each queue, and makes it at the bind.
-const FRAMES_IN_HAND: u32 = 4096;
-const FRAMES_IN_HAND_ALONE: u32 = 512;
+const PACKETS_IN_HAND: u32 = 4096;
+const PACKETS_IN_HAND_ALONE: u32 = 512;
 /// Frames that a queue may have on its TX and completion rings without the others feeling it.
 const TX_IN_FLIGHT: u32 = 256;
 /// The least that a port which comes later is given on its fill rings, and on its TX rings, over all its queues; and the
@@ -496,6 +496,7 @@ fn open_as(
         .map(|port| prepare(port, config.workers))
         .collect::<Result<Vec<_>, _>>()?;
     let layout = layout(config, &devices);
+    let pieces = layout.pieces;
     let SpareMemory {
         layout,
         pool,
@@ -504,7 +505,7 @@ fn open_as(
         ..
     } = match spare.filter(|spare| spare.suffices(&layout, zero_copy)) {
         Some(spare) => spare,
-        None => SpareMemory::of(layout, zero_copy)?,
+        None => SpareMemory::of(layout, zero_copy).map_err(|error| name_jumbo(error, &devices))?,
     };
     let pool = Arc::new(pool);
     let mailboxes: Vec<Arc<Mailbox>> = (0..config.workers)
@@ -532,7 +533,7 @@ fn open_as(
         unreserved: layout
             .frames
             .iter()
-            .map(|frames| frames.saturating_sub(in_hand(config.workers)))
+            .map(|frames| frames.saturating_sub(in_hand(config.workers, pieces)))
             .collect(),
         _anchor: anchor,
     };
@@ -558,7 +559,7 @@ fn open_as(
 
 /// How many frames there are, and whose.
 fn layout(config: &Config, devices: &[Device]) -> Layout {
-    let largest = devices
+    let largest: u32 = devices
         .iter()
         .map(|device| device.mtu + ETHERNET)
         .max()
@@ -568,7 +569,8 @@ fn layout(config: &Config, devices: &[Device]) -> Layout {
     } else {
         4096
     };
-    let mut frames = vec![in_hand(config.workers); config.workers];
+    let pieces = largest.div_ceil(MAX_PACKET).max(1);
+    let mut frames = vec![in_hand(config.workers, pieces); config.workers];
     for (port, device) in config.ports.iter().zip(devices) {
         for queue in 0..device.queues {
             let worker = worker_of(port.id, queue, config.workers);
@@ -596,6 +598,7 @@ fn layout(config: &Config, devices: &[Device]) -> Layout {
     }
     Layout {
         frame_size,
+        pieces,
         frames,
         fill: config.rings.fill,
         completion: config.rings.completion,
@@ -603,11 +606,24 @@ fn layout(config: &Config, devices: &[Device]) -> Layout {
     }
 }
 
-/// Frames of each worker that no queue is promised.
-fn in_hand(workers: usize) -> u32 {
-    match workers {
-        1 => FRAMES_IN_HAND_ALONE,
-        _ => FRAMES_IN_HAND,
+/// Frames of each worker that no queue is promised, where packets have so many.
+fn in_hand(workers: usize, pieces: u32) -> u32 {
+    pieces
+        * match workers {
+            1 => PACKETS_IN_HAND_ALONE,
+            _ => PACKETS_IN_HAND,
+        }
+}
+
+/// Names the interface for which packets need several frames.
+fn name_jumbo(error: XskError, devices: &[Device]) -> XskError {
+    match (error, devices.iter().max_by_key(|device| device.mtu)) {
+        (XskError::NoMultiBuffer { max, .. }, Some(device)) => XskError::NoMultiBuffer {
+            interface: device.name.clone(),
+            mtu: device.mtu,
+            max,
+        },
+        (error, _) => error,
     }
 }
 
@@ -641,14 +657,21 @@ fn create_pool(layout: &Layout) -> Result<(Pool, Option<Rings>), XskError> {
     let bound = || {
         let pool = Pool::new(layout)?;
         let interface = interface("lo")?;
-        let flags = BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP;
+        let flags = BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP | several_frames(&pool);
         let config = socket_config(64, 64, flags)?;
-        let (_, rings) = bind(&pool, config, &interface, 0).map_err(|error| {
-            XskError::system(
+        let (_, rings) = bind(&pool, config, &interface, 0).map_err(|error| match error.kernel() {
+            error if pool.is_multi_buffer() && error.raw_os_error() == Some(libc::EINVAL) => {
+                XskError::NoMultiBuffer {
+                    interface: "lo".to_owned(), // the caller knows for which it is
+                    mtu: MAX_MTU,
+                    max: MAX_SINGLE_MTU,
+                }
+            }
+            error => XskError::system(
                 "bind the UMEM's socket to `lo`",
                 "CAP_NET_RAW (and CAP_NET_ADMIN)",
-                error.kernel(),
-            )
+                error,
+            ),
         })?;
         Ok((pool, Some(rings)))
     };
@@ -662,6 +685,15 @@ fn create_pool(layout: &Layout) -> Result<(Pool, Option<Rings>), XskError> {
         thread.join().ok().flatten()
     });
     apart.unwrap_or(here)
+}
+
+/// How sockets say that packets may have several frames. The kernel keeps it with the UMEM, so it holds for all of its ports.
+fn several_frames(pool: &Pool) -> BindFlags {
+    if pool.is_multi_buffer() {
+        BindFlags::XDP_USE_SG
+    } else {
+        BindFlags::empty()
+    }
 }
 
 fn interface(name: &str) -> Result<Interface, XskError> {
@@ -854,6 +886,7 @@ impl Sockets {
         let started = Instant::now();
         // All but the first take their flags from the UMEM's first socket.
         let flags = BindFlags::XDP_USE_NEED_WAKEUP
+            | several_frames(&self.pool)
             | if self.zero_copy {
                 BindFlags::XDP_ZEROCOPY
             } else {
@@ -1026,8 +1059,8 @@ impl Sockets {
         }
         let device = prepare(port, self.config.workers)?;
         let largest = self.pool.capacity() as u32 - ETHERNET;
-        if device.mtu > largest {
-            return Err(XskError::Mtu {
+        if device.mtu > largest && !self.pool.is_multi_buffer() {
+            return Err(XskError::MtuGrown {
                 interface: port.name.clone(),
                 mtu: device.mtu,
                 max: largest,

@@ -172,13 +172,13 @@ fn preflight_finds_and_says_what_mends() {
 
         // A packet must fit, with the MTU that the port is going to have.
         let large = [PortInterface {
-            mtu: Some(9000),
+            mtu: Some(9300),
             ..asked("p0", false)
         }];
         request.interfaces = &large;
         let found = preflight(&request).unwrap();
         assert!(
-            about(&found, "MTU 9000").is_some_and(|finding| finding.fatal),
+            about(&found, "MTU 9300").is_some_and(|finding| finding.fatal),
             "{found:?}"
         );
     });
@@ -261,9 +261,9 @@ fn what_cannot_work_is_refused_with_a_reason() {
         run(&format!("ip -n {} link add p1 type veth peer name e1", near.name));
         drop((open(&config("p1")).unwrap(), both));
     });
-    near.ip("link set p0 mtu 9000");
+    near.ip("link set p0 mtu 9300");
     near.within(|| {
         let error = open(&config("p0")).map(drop).expect_err("refused");
-        assert!(matches!(&error, XskError::Mtu { mtu: 9000, .. }), "{error}");
+        assert!(matches!(&error, XskError::Mtu { mtu: 9300, .. }), "{error}");
     });
 }

@@ -34,6 +34,10 @@ struct Wire {
 
 impl Wire {
     fn new() -> Self {
+        Self::with_mtu(1500)
+    }
+
+    fn with_mtu(mtu: u32) -> Self {
         let wire = Self {
             left: Namespace::new("l"),
             right: Namespace::new("r"),
@@ -42,6 +46,16 @@ impl Wire {
         };
         join(&wire.left, "e0", &wire.middle, "p0", "10.0.0.1/24");
         join(&wire.right, "e1", &wire.middle, "p1", "10.0.0.2/24");
+        if mtu != 1500 {
+            for (namespace, end) in [
+                (&wire.left, "e0"),
+                (&wire.middle, "p0"),
+                (&wire.right, "e1"),
+                (&wire.middle, "p1"),
+            ] {
+                namespace.ip(&format!("link set {end} mtu {mtu}"));
+            }
+        }
         wire
     }
 
@@ -518,4 +532,238 @@ fn a_port_that_goes_and_returns_is_opened_again_alone() {
     ports
         .into_iter()
         .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
+}
+
+/// Bytes of Ethernet, IPv4 and UDP headers.
+const HEADERS: usize = 14 + 20 + 8;
+/// Bytes of a packet that a frame of 4,096 bytes holds.
+const PIECE: usize = 4096 - 256;
+
+/// A datagram of so many bytes, none like its neighbours.
+fn payload(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| (at as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0])
+        .collect()
+}
+
+#[test]
+fn jumbo_frames_cross_byte_for_byte_at_every_boundary() {
+    if !privileged() {
+        return;
+    }
+    for (workers, queues, mtu) in [(1, None, 9000), (2, None, 9001), (2, Some(1), 9216)] {
+        let wire = Wire::with_mtu(mtu);
+        let mut ports = wire.attach(FailMode::Closed, "10.0.0.0/24");
+        assert!(ports.iter().all(|port| port.mode() == XdpMode::Native));
+        let (mut sockets, ios) = wire
+            .middle
+            .within(|| ringwall_xsk::open(&config(workers, queues)).unwrap());
+        let before = sockets.accounts().total;
+        register(&mut ports, &sockets);
+        let running = Workers::start(ios);
+        let (client, server) = (wire.left.udp("10.0.0.1:0"), wire.right.udp("10.0.0.2:7000"));
+        assert!(ask(&client, &server, 1), "{mtu}");
+        let largest = mtu as usize + 14;
+        let mut packets = 0;
+        for frame in [
+            60,
+            PIECE - 1,
+            PIECE,
+            PIECE + 1,
+            2 * PIECE - 1,
+            2 * PIECE,
+            2 * PIECE + 1,
+            largest - 1,
+            largest,
+        ] {
+            let sent = payload(frame - HEADERS);
+            for _ in 0..20 {
+                client.send_to(&sent, "10.0.0.2:7000").unwrap();
+                let mut buffer = vec![0; 16384];
+                let (length, from) = server.recv_from(&mut buffer).unwrap_or_else(|error| {
+                    panic!("{mtu}: frame of {frame} bytes: {error}: {:?}", sockets.stats())
+                });
+                assert_eq!(&buffer[..length], sent, "{mtu}: frame of {frame} bytes");
+                server.send_to(&sent, from).unwrap();
+                let (length, _) = client.recv_from(&mut buffer).unwrap();
+                assert_eq!(&buffer[..length], sent, "{mtu}: frame of {frame} bytes back");
+                packets += 1;
+            }
+        }
+        let mut ios = running.stop();
+        assert_accounts(&mut sockets, &mut ios);
+        assert_eq!(sockets.accounts().total, before);
+        for port in 0..2 {
+            let mut all = ringwall_xsk::QueueStats::default();
+            for (id, _, stats) in sockets.stats() {
+                if id.0 == port {
+                    all += stats;
+                }
+            }
+            // A packet counts once, however many frames it has.
+            let counted = ports[usize::from(port)].counters().unwrap();
+            assert_eq!(counted.get(Counter::Xsk), all.rx_frames);
+            assert!(all.rx_frames >= packets && all.rx_frames < 2 * packets, "{all:?}");
+            assert!(all.rx_bytes > packets * 3000, "{all:?}");
+            assert_eq!(
+                all.tx_full + all.tx_lost + all.tx_invalid + all.bad_descriptors,
+                0
+            );
+            assert_eq!(all.kernel_rx_dropped + all.kernel_tx_invalid, 0);
+        }
+        ports
+            .into_iter()
+            .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
+    }
+}
+
+#[test]
+fn a_flood_of_jumbo_frames_leaks_no_frame() {
+    if !privileged() {
+        return;
+    }
+    let wire = Wire::with_mtu(9000);
+    let mut ports = wire.attach(FailMode::Closed, "10.0.0.0/24");
+    // Rings that chains fill up and do not divide: 64 places, three for each packet.
+    let small = Config {
+        rings: RingSizes {
+            rx: 64,
+            tx: 64,
+            fill: 64,
+            completion: 64,
+        },
+        ..config(1, None)
+    };
+    let (mut sockets, ios) = wire.middle.within(|| ringwall_xsk::open(&small).unwrap());
+    register(&mut ports, &sockets);
+    let running = Workers::start(ios);
+    let (client, server) = (wire.left.udp("10.0.0.1:0"), wire.right.udp("10.0.0.2:7000"));
+    assert!(ask(&client, &server, 1));
+    let sent = payload(8900);
+    for nth in 0..30_000 {
+        // Of all lengths, so that chains of one to three frames take turns.
+        client
+            .send_to(&sent[..100 + nth * 7 % 8800], "10.0.0.2:7000")
+            .unwrap();
+    }
+    // The peer goes away under load, which fills the TX ring in the middle of a chain, and comes back.
+    wire.right.ip("link set e1 down");
+    wire.middle.ip("link set p1 down");
+    for nth in 0..2000 {
+        client
+            .send_to(&sent[..100 + nth * 7 % 8800], "10.0.0.2:7000")
+            .unwrap();
+    }
+    wire.middle.ip("link set p1 up");
+    wire.right.ip("link set e1 up");
+    let end = Instant::now() + Duration::from_secs(5);
+    while !ask(&client, &server, 2) {
+        assert!(Instant::now() < end, "{:?}", sockets.stats());
+        while server.recv_from(&mut [0; 9000]).is_ok() {}
+    }
+    let refused = Arc::clone(&running.refused);
+    let mut ios = running.stop();
+    assert_accounts(&mut sockets, &mut ios);
+    let of = |port: u16| {
+        let mut all = ringwall_xsk::QueueStats::default();
+        for (id, _, stats) in sockets.stats() {
+            if id.0 == port {
+                all += stats;
+            }
+        }
+        all
+    };
+    let (first, second) = (of(0), of(1));
+    assert!(second.tx_full > 0, "the ring was full: {second:?}");
+    assert_eq!(second.tx_full + first.tx_full, refused.load(Ordering::Relaxed));
+    assert_eq!(
+        first.rx_frames,
+        second.tx_frames + second.tx_full,
+        "every packet, once"
+    );
+    assert_eq!(
+        first.bad_descriptors + second.bad_descriptors + second.kernel_tx_invalid,
+        0
+    );
+    ports
+        .into_iter()
+        .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
+}
+
+#[test]
+fn a_port_that_goes_in_the_middle_of_jumbo_frames_gives_every_frame_back() {
+    if !privileged() {
+        return;
+    }
+    let wire = Wire::with_mtu(9000);
+    let mut ports = wire.attach(FailMode::Closed, "10.0.0.0/24");
+    let (mut sockets, ios) = wire
+        .middle
+        .within(|| ringwall_xsk::open(&config(2, Some(1))).unwrap());
+    register(&mut ports, &sockets);
+    let running = Workers::start(ios);
+    let (client, server) = (wire.left.udp("10.0.0.1:0"), wire.right.udp("10.0.0.2:7000"));
+    assert!(ask(&client, &server, 1));
+    let sent = payload(8900);
+    for round in 0..5u16 {
+        let load = {
+            let (client, sent) = (client.try_clone().unwrap(), sent.clone());
+            std::thread::spawn(move || {
+                for _ in 0..3000 {
+                    client.send_to(&sent, "10.0.0.2:7000").unwrap();
+                }
+            })
+        };
+        std::thread::sleep(Duration::from_millis(3));
+        let gone = round % 2;
+        sockets.close(PortId(gone)).unwrap();
+        load.join().unwrap();
+        wire.middle
+            .within(|| sockets.reopen(&port(usize::from(gone), Some(1))).unwrap());
+        register(&mut ports, &sockets);
+    }
+    while server.recv_from(&mut [0; 9000]).is_ok() {}
+    assert!(ask(&client, &server, 2));
+    let mut ios = running.stop();
+    std::thread::sleep(Duration::from_millis(1100)); // closed queues' frames rest
+    assert_accounts(&mut sockets, &mut ios);
+    ports
+        .into_iter()
+        .for_each(|port| wire.middle.within(|| port.detach().unwrap()));
+}
+
+#[test]
+fn packet_memory_for_one_frame_each_refuses_a_port_of_jumbo_frames_by_name() {
+    if !privileged() {
+        return;
+    }
+    let wire = Wire::new();
+    let (mut sockets, mut ios) = wire
+        .middle
+        .within(|| ringwall_xsk::open(&config(1, None)).unwrap());
+    let closer = std::thread::scope(|scope| {
+        let closing = scope.spawn(|| sockets.close(PortId(1)));
+        while !closing.is_finished() {
+            ios.iter_mut().for_each(PacketIo::flush);
+        }
+        closing.join().unwrap()
+    });
+    closer.unwrap();
+    wire.middle.ip("link set p1 mtu 9000");
+    let refused = wire.middle.within(|| sockets.reopen(&port(1, None)).unwrap_err());
+    let text = refused.to_string();
+    assert!(
+        text.contains("`p1` has MTU 9000") && text.contains("restart ringwall"),
+        "{text}"
+    );
+    wire.middle.ip("link set p1 mtu 9300");
+    let refused = wire
+        .middle
+        .within(|| ringwall_xsk::open(&config(1, None)).unwrap_err());
+    assert!(
+        refused
+            .to_string()
+            .contains("`p1` has MTU 9300, at most 9216 works"),
+        "{refused}"
+    );
 }
