@@ -323,7 +323,7 @@ impl SpareMemory {
         }
         syscall::lift_memory_lock();
         let tables = warm_kernel_tables(&wanted, &devices);
-        let spare = Self::of(wanted, zero_copy)?;
+        let spare = Self::of(wanted, zero_copy).map_err(|error| name_jumbo(error, &devices))?;
         Ok(Some(Self { tables, ..spare }))
     }
 
