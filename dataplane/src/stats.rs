@@ -53,6 +53,22 @@ impl Default for ByReason {
     }
 }
 
+/// A counter for each kind of tunnel.
+#[derive(Debug, Default)]
+pub struct ByTunnel([Counter; TunnelKind::ALL.len()]);
+
+impl ByTunnel {
+    /// Counts one; for the owning worker alone.
+    pub(crate) fn count(&self, kind: TunnelKind) {
+        self.0[kind as usize].add(1);
+    }
+
+    /// The number for a kind.
+    pub fn get(&self, kind: TunnelKind) -> u64 {
+        self.0[kind as usize].get()
+    }
+}
+
 impl ByReason {
     /// Counts one; for the owning worker alone.
     #[inline]
@@ -130,8 +146,8 @@ pub struct WorkerCounters {
     pub stateless: Counter,
     /// Partial layer 4 checksums completed.
     pub checksums_completed: Counter,
-    /// Packets judged inside of a tunnel.
-    pub tunnelled: Counter,
+    /// Packets judged inside of a tunnel, by the innermost one.
+    pub tunnelled: ByTunnel,
     /// Related ICMP errors let through.
     pub icmp_related: Counter,
     /// ICMP errors that the dataplane sent itself.

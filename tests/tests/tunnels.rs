@@ -121,12 +121,17 @@ fn a_wire_judges_what_is_inside_of_the_kernels_vxlan() {
     };
     let mut firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
     assert_nothing_differs(&bed, true, "bare");
+    let tunnelled = || firewall.status().unwrap()["dataplane"]["tunnelled"].clone();
+    assert_eq!(tunnelled()["vxlan"], 0);
     for (underlay, port, vni) in [(0, 8472, 1), (1, 4789, 4096)] {
         overlay(&bed, underlay, port, vni);
         let before = unpacked(&bed);
         assert_nothing_differs(&bed, true, &format!("in VXLAN, {}", NODES[underlay][0]));
         assert!(unpacked(&bed) > before, "nothing was in a tunnel");
     }
+
+    assert!(tunnelled()["vxlan"].as_u64() > Some(0), "{}", tunnelled());
+    assert_eq!(tunnelled()["ipip"], 0);
 
     // A network that nobody knows.
     overlay(&bed, 0, 8472, 7);

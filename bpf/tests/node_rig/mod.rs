@@ -401,7 +401,7 @@ pub fn connect(
     server: &Namespace,
     at: &str,
 ) -> std::io::Result<(TcpStream, TcpStream, SocketAddr)> {
-    let listener = server.within(|| TcpListener::bind(at).unwrap());
+    let listener = server.within(|| bound(|| TcpListener::bind(at)));
     let to: SocketAddr = to.parse().unwrap();
     let stream = client.within(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)))?;
     let (served, peer) = listener.accept()?;
@@ -410,6 +410,20 @@ pub fn connect(
         end.set_nodelay(true).unwrap();
     }
     Ok((stream, served, peer))
+}
+
+/// Binds a socket. A process that another test is about to start has the descriptors of this one for a moment, closed ones, too, so an
+/// address may be in use for longer than its socket is there.
+fn bound<T>(bind: impl Fn() -> std::io::Result<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match bind() {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            done => return done.unwrap(),
+        }
+    }
 }
 
 /// Sends bytes there and back.
@@ -430,7 +444,7 @@ pub fn echo(stream: &mut TcpStream, served: &mut TcpStream, bytes: usize) {
 
 /// A UDP socket, which waits long.
 pub fn udp(namespace: &Namespace, at: &str) -> UdpSocket {
-    let socket = namespace.within(|| UdpSocket::bind(at).unwrap());
+    let socket = namespace.within(|| bound(|| UdpSocket::bind(at)));
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     socket
 }

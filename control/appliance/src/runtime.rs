@@ -22,6 +22,7 @@ use ringwall_dataplane::{
     port::{PortId, PortKind, QueueId, Side},
     stats::StatsReader,
     verdict::DropReason,
+    wire::tunnel::TunnelKind,
 };
 use ringwall_messages::{AnswerCounts, DataplaneStatus, FlowStatus, FrameAccounts, PortStatus, WorkerStatus};
 use ringwall_xsk::{PortConfig, QueueStats, Sockets, device::Device, preflight::Repair};
@@ -762,6 +763,15 @@ impl DataplaneRuntime {
             answers: AnswerCounts {
                 sent: self.stats.sum(|worker| worker.denials_answered.get()),
                 limited: self.stats.sum(|worker| worker.answers_limited.get()),
+            },
+            tunnelled: match self.node {
+                Some(_) => BTreeMap::new(),
+                None => TunnelKind::ALL
+                    .map(|kind| {
+                        let judged = self.stats.sum(|worker| worker.tunnelled.get(kind));
+                        (kind.name().to_owned(), judged)
+                    })
+                    .into(),
             },
             flows: FlowStatus {
                 used: flows(|f| f.used.get()),

@@ -404,6 +404,15 @@ fn describe_dataplane(text: &mut String, dataplane: &DataplaneStatus) {
             drops.join(", ")
         }
     );
+    let tunnelled: Vec<String> = dataplane
+        .tunnelled
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(tunnel, count)| format!("{tunnel} {count}"))
+        .collect();
+    if !tunnelled.is_empty() {
+        let _ = writeln!(text, "  tunnels  packets judged inside: {}", tunnelled.join(", "));
+    }
     let answers = dataplane.answers;
     if answers != AnswerCounts::default() {
         let _ = writeln!(

@@ -562,6 +562,19 @@ fn dataplane_metrics(e: &mut DescriptorEncoder<'_>, dataplane: &DataplaneStatus)
         ],
     )?;
 
+    counter(
+        e,
+        (
+            "tunnelled_packets",
+            "Packets judged inside of tunnels between nodes, by the innermost tunnel",
+        ),
+        dataplane
+            .tunnelled
+            .iter()
+            .map(|(tunnel, count)| (vec![("tunnel", tunnel.as_str())], *count))
+            .collect(),
+    )?;
+
     let flows = &dataplane.flows;
     gauge(e, ("flows", "Flow entries in use"), one(flows.used as f64))?;
     gauge(
@@ -707,6 +720,7 @@ mod tests {
         };
         dataplane.drops.insert("policy-ingress".to_owned(), 3);
         dataplane.answers.limited = 2;
+        dataplane.tunnelled.insert("vxlan".to_owned(), 8);
         dataplane.node = Some(NodeStatus {
             outcomes: [("exit-hit".to_owned(), 7)].into(),
             cached: 2,
@@ -739,6 +753,7 @@ mod tests {
             "ringwall_port_received_frames_total{port=\"veth\\\"0\"} 5",
             "ringwall_dropped_packets_total{reason=\"policy-ingress\"} 3",
             "ringwall_denied_packet_answers_total{outcome=\"limited\"} 2",
+            "ringwall_tunnelled_packets_total{tunnel=\"vxlan\"} 8",
             "ringwall_node_packets_total{outcome=\"exit-hit\"} 7",
             "ringwall_node_cached_decisions 2.0",
             "ringwall_node_interfaces{kind=\"pod\"} 0.0",

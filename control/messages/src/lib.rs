@@ -274,6 +274,9 @@ pub struct DataplaneStatus {
     pub drops: BTreeMap<String, u64>,
     /// Of those that policy denied: how many were answered.
     pub answers: AnswerCounts,
+    /// Packets judged inside of tunnels, by the kind of the innermost one: `vxlan`, `geneve`, `flannel-udp`, `ipip`, `gre`. Empty on a node, whose
+    /// kernel has taken tunnels off.
+    pub tunnelled: BTreeMap<String, u64>,
     /// The flow tables, all shards together.
     pub flows: FlowStatus,
     /// Where the received frames went, all workers together.

@@ -30,6 +30,15 @@ pub enum TunnelKind {
 }
 
 impl TunnelKind {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 5] = [
+        Self::Vxlan,
+        Self::Geneve,
+        Self::FlannelUdp,
+        Self::IpInIp,
+        Self::Gre,
+    ];
+
     /// The name in JSON and text.
     pub const fn name(self) -> &'static str {
         match self {

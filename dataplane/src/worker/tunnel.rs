@@ -105,8 +105,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
                 Ok(Parsed::Malformed(reason)) | Err(reason) => return Some(Disposition::Refused(reason)),
             }
         }
-        packet.tunnel?;
-        self.stats.counters.tunnelled.add(1);
+        self.stats.counters.tunnelled.count(packet.tunnel?.kind);
         meta.packet = packet;
         meta.hash = self.seed.key(&packet.owner_key(port.zone));
         let owner = self.shard_map.owner(meta.hash.shard());
