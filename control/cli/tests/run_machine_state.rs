@@ -254,7 +254,7 @@ fn what_is_refused_or_fails_leaves_the_machine_as_it_was() {
             "xdpMode: generic on a veth",
         ),
         (uplink, "name: up9, kind: uplink", "`up9` does not exist"),
-        (uplink, "name: up0, kind: uplink, mtu: 9300", "MTU 9300"),
+        (uplink, "name: up0, kind: uplink, mtu: 9300", "576 to 9216 bytes"),
         ("cpus: \"0\"", "cpus: \"4000\"", "CPU 4000"),
         ("mode: enforce", "mode: enforced", "mode"),
         ("/manifests}", "/nothing}", "nothing"),
