@@ -366,7 +366,7 @@ fn datagrams(rig: &Rig, time: Duration) -> anyhow::Result<f64> {
 
 /// Datagrams that arrive, a second, each the first of its flow. A guarded pod may ask 50,000 times a second.
 fn new_flows(rig: &Rig, time: Duration) -> anyhow::Result<f64> {
-    /// Where nobody listens, so that what arrives is counted by the kernel and read by nobody.
+    /// Without a listener, so that what arrives is counted by the kernel and not read.
     const PORTS: std::ops::Range<u16> = 20_000..50_000;
     let (server, address) = rig.server()?;
     // Else each is answered by an error.
@@ -386,7 +386,7 @@ fn new_flows(rig: &Rig, time: Duration) -> anyhow::Result<f64> {
             .zip(counts.split(' '))
             .find(|(name, _)| *name == "NoPorts");
         Ok(of_name
-            .context("no count of ports that nobody listens on")?
+            .context("no count of ports without a listener")?
             .1
             .parse()?)
     };

@@ -234,7 +234,7 @@ pub(crate) struct Ratios {
 }
 
 impl Ratios {
-    /// Whether the control moved by more than [`STEADY`], or ran once only: then nobody knows what the machine did
+    /// Whether the control moved by more than [`STEADY`], or ran once only: then it is unknown what the machine did
     /// meanwhile.
     pub(crate) fn is_unsteady(&self) -> bool {
         self.rounds < 2 || self.control_movement > STEADY

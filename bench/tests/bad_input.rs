@@ -11,22 +11,29 @@ use std::{
 
 use serde_json::Value;
 
-/// Nobody's user id, where this test is root's.
-const NOBODY: &str = "65534";
+/// An unprivileged user's id, where this test is root's.
+const UNPRIVILEGED: &str = "65534";
 /// Parts that need namespaces.
 const PARTS: &str = "veth,search,peers,under-load,node,latency,restart,hostile";
 
 /// Runs the suite without rights, with words before its command.
 fn suite(folder: &Path, before: &[&str], more: &[&str]) -> Output {
     fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    // A copy that nobody may read, too: the build's folder may be its owner's alone.
+    // A copy that this user may read, too: the build's folder may be its owner's alone.
     let program = folder.join("ringwall-bench");
     if !program.exists() {
         fs::copy(env!("CARGO_BIN_EXE_ringwall-bench"), &program).unwrap();
     }
     let mut words: Vec<&str> = before.to_vec();
     if rustix::process::geteuid().is_root() {
-        words.extend(["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
+        words.extend([
+            "setpriv",
+            "--reuid",
+            UNPRIVILEGED,
+            "--regid",
+            UNPRIVILEGED,
+            "--clear-groups",
+        ]);
     }
     let program = program.to_string_lossy().into_owned();
     words.push(&program);

@@ -1,6 +1,6 @@
 //! Keys and values that the format has and this version does not act on.
 //!
-//! Everything in the format that is not acted on is an entry here, so that nobody believes in a protection that is not
+//! Everything in the format that is not acted on is an entry here, so that no user relies on a protection that is not
 //! there. A value that asks for what happens anyway is harmless and accepted.
 
 use crate::{

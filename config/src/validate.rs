@@ -750,7 +750,7 @@ fn interfaces(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<Interface> {
 }
 
 /// A gateway has to know whose addresses are on which side of it: else everybody there can send as any pod, and with that
-/// make answers of what nobody asked.
+/// make answers of what was not asked.
 fn sides(raw: &Raw, interfaces: &[Interface], problems: &mut Vec<Problem>) {
     if hosts_pods(raw) || raw.anti_spoofing == AntiSpoofing::Off {
         return;

@@ -138,7 +138,7 @@ pub enum Effect {
     SelfTraffic = 3,
     /// A pod and the node that hosts it.
     Node = 4,
-    /// The end is an address that nobody owns.
+    /// The end is an address without an owner.
     Unknown = 5,
     /// A rule denies it. Only ordered tiers have such rules; NetworkPolicy has none.
     Deny = 6,
@@ -200,7 +200,7 @@ impl Judgement {
 pub enum Row {
     /// Everything passes.
     Open,
-    /// The end is an address that nobody owns: nothing passes.
+    /// The end is an address without an owner: nothing passes.
     Unknown,
     /// The end is not of this snapshot: nothing passes.
     Invalid,

@@ -1,5 +1,5 @@
 //! What the fuzz targets need and nothing else does: the short way of the parser, and checksums that hold over bytes that
-//! nobody would have written. Without them no mutation would get past a sum.
+//! no compiler would have written. Without them no mutation would get past a sum.
 
 use crate::{
     flow::{

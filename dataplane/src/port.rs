@@ -21,7 +21,7 @@ pub struct PortTag(u32);
 impl PortTag {
     /// Of a port that bears this name.
     pub fn from_name(name: &str) -> Self {
-        // FNV-1a: names are given by the configuration, so nobody can choose a collision.
+        // FNV-1a: names are given by the configuration, so no attacker can choose a collision.
         let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
             (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
         });
@@ -70,7 +70,7 @@ pub enum Side {
     Outside,
     /// Everything.
     Any,
-    /// Everything, and a node's address is the node's: for replays, where nobody can forge one.
+    /// Everything, and a node's address is the node's: for replays, where none is forged.
     Unguarded,
 }
 

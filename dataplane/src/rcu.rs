@@ -1,7 +1,7 @@
 //! Publication of immutable values to workers that never wait: quiescent-state-based reclamation (QSBR).
 //!
 //! **Who writes.** One [`Publisher`] swaps a pointer to the newest version and remembers the versions before it. It
-//! alone frees them, on its own thread, when [`Publisher::publish`] or [`Publisher::reclaim`] finds that nobody can
+//! alone frees them, on its own thread, when [`Publisher::publish`] or [`Publisher::reclaim`] finds that no reader can
 //! still read them.
 //!
 //! **Who reads.** Each worker has one [`Subscriber`]. [`Subscriber::adopt`], once per burst, loads the pointer and

@@ -279,7 +279,7 @@ impl StatsReader {
         self.sum(|worker| worker.drops.get(reason))
     }
 
-    /// Takes the oldest sample of a drop that nobody has taken yet. Each worker keeps the newest few.
+    /// Takes the oldest sample of a drop that was not taken yet. Each worker keeps the newest few.
     pub fn next_sample(&self) -> Option<DropSample> {
         self.workers.iter().find_map(|stats| stats.samples.pop())
     }

@@ -1,7 +1,7 @@
 //! Input: a configuration file.
 //!
 //! What must hold: it is refused with at least one problem, each of which can be shown and has a place within the file; or
-//! it is taken, and then a key that nobody knows would not have gone unnoticed, wherever it stood.
+//! it is taken, and then an unknown key would not have gone unnoticed, wherever it stood.
 
 use std::path::Path;
 
@@ -73,7 +73,7 @@ fn put(value: &mut Value, nth: &mut usize) -> bool {
     match value {
         Value::Object(map) if *nth == 0 => {
             let mut with: Map<String, Value> = std::mem::take(map);
-            with.insert("zzNobodyKnows".to_owned(), Value::Bool(true));
+            with.insert("zzUnknown".to_owned(), Value::Bool(true));
             *map = with;
             true
         }

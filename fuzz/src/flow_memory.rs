@@ -2,7 +2,7 @@
 //!
 //! What must hold besides: opening it does not panic, whatever it holds, and leaves a whole table. An entry is at most a
 //! claim that its flow was allowed: what policy denies now does not pass for it. The epochs of endpoints are made of a hash
-//! of the input, so no entry can name them, as nobody can who does not know the installation's key.
+//! of the input, so no entry can name them: that takes the installation's key.
 
 use std::collections::HashSet;
 

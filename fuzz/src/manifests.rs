@@ -203,7 +203,7 @@ fn check_meaning(loaded: &Loaded) {
     let compiled = match compiler.update(&loaded.cluster, Generation(1)) {
         Ok(compiled) => compiled,
         Err(CompileError::OverBudget { heaviest, .. }) => {
-            assert!(!heaviest.is_empty(), "too large, and nobody's fault");
+            assert!(!heaviest.is_empty(), "too large, and no policy is named");
             return;
         }
         Err(error) => panic!("{error}"),

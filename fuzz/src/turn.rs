@@ -224,7 +224,7 @@ pub fn run(data: &[u8]) {
     play(&scenario, *blake3::hash(data).as_bytes(), &Predecessor::default());
 }
 
-/// Plays a scenario; `secret` is what nobody can know who wrote it.
+/// Plays a scenario; `secret` is what its author cannot know.
 pub(crate) fn play(scenario: &Scenario, secret: [u8; 32], predecessor: &Predecessor) {
     let setup = scenario.setup;
     let many = 1 + usize::from(setup.workers % 4);

@@ -1,4 +1,4 @@
-//! The small cluster that packets are of: two pods with policy, one without, a node, an address of nobody, the world.
+//! The small cluster that packets are of: two pods with policy, one without, a node, an address without an owner, the world.
 
 use ringwall_dataplane::{
     addr::Addr,
@@ -16,7 +16,7 @@ pub(crate) const ADDRESSES: [[&str; 2]; 9] = [
     CLIENT,
     WEB,
     BOX,
-    ["10.0.0.99", "fd00::99"],        // nobody
+    ["10.0.0.99", "fd00::99"],        // without an owner
     NODE,                             // hosts the web pod
     ["192.0.2.7", "2001:db8::7"],     // outside
     ["10.96.0.1", "fd96::1"],         // a Service
@@ -42,7 +42,7 @@ pub(crate) fn address_of(number: u8, family: bool) -> Addr {
 /// What policy says, by bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct World {
-    /// What the epochs are made of: nobody who does not know it can name one.
+    /// What the epochs are made of: without it none can be named.
     pub(crate) secret: [u8; 32],
     /// 1: the web pod does not let the client in. 2: the box may send. 4: unknown endpoints are allowed. 8: the web pod
     /// has been replaced. 16: another node hosts it.

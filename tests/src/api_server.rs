@@ -147,7 +147,7 @@ pub struct Faults {
 
 /// A request that was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ReceivedRequest {
     /// Its path.
     pub path: String,
     /// Its query, by key.
@@ -156,7 +156,7 @@ pub struct Seen {
     pub token: Option<String>,
 }
 
-impl Seen {
+impl ReceivedRequest {
     /// Whether it is a watch.
     pub fn is_watch(&self) -> bool {
         self.query
@@ -248,7 +248,7 @@ struct World {
     token: Option<String>,
     /// Status code that every request for the groups and resources that there are is answered with.
     discovery: Option<u16>,
-    seen: Vec<Seen>,
+    seen: Vec<ReceivedRequest>,
 }
 
 struct Shared {
@@ -529,7 +529,7 @@ impl ApiServer {
     }
 
     /// The requests so far.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<ReceivedRequest> {
         self.shared.world().seen.clone()
     }
 
@@ -703,7 +703,7 @@ impl World {
             }
         }
         if metadata["managedFields"].is_null() {
-            // What a real server adds, and nobody needs.
+            // What a real server adds, and no reader needs.
             metadata["managedFields"] =
                 json!([{"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:spec": {}}}]);
         }
@@ -803,7 +803,7 @@ impl Connection {
 
     fn answer(&self, request: &Request, output: &mut TcpStream) -> io::Result<()> {
         let mut world = self.shared.awake(self.shared.world());
-        let seen = Seen {
+        let seen = ReceivedRequest {
             path: request.path.clone(),
             query: request.query.clone(),
             token: request.token.clone(),

@@ -37,7 +37,7 @@ const ENDS: [(&str, &str, &str); 12] = [
     ("n2", "198.51.100.15", "n2"),
     ("out", "203.0.113.10", "external"),
     ("out6", "2001:db8::10", "external"),
-    // Of a Service that nobody translates.
+    // Of a Service, without translation.
     ("service", "172.17.0.10", "external"),
 ];
 

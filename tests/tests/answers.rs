@@ -12,7 +12,7 @@ use ringwall_testbed::{
 };
 use serde_json::{Value, json};
 
-/// A policy of `shop/web` that lets nobody in, with its answer.
+/// A policy of `shop/web` that lets nothing in, with its answer.
 fn closed(answer: Option<&str>) -> Value {
     let mut policy = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
@@ -111,7 +111,7 @@ fn clients_across_a_wire_learn_that_they_are_denied() {
 const SERVICE: [&str; 2] = ["10.112.0.10", "fd00:112::10"];
 
 #[test]
-fn pods_of_a_node_learn_that_they_are_denied_and_nobody_else() {
+fn pods_of_a_node_learn_that_they_are_denied_and_no_others() {
     let Some(_alone) = runs_here("answers of a node") else {
         return;
     };

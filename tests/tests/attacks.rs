@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long one waits for the next frame before looking at the time.
 const WAIT: Duration = Duration::from_millis(50);
-/// A port that nobody serves.
+/// A port without a server.
 const QUIET: u16 = 9;
 /// Which of these texts arrive, until `last` has, or nothing more can be expected.
 fn seen(tap: &Tap, texts: &[String], last: &str) -> Vec<String> {
@@ -294,8 +294,8 @@ fn a_pod_sends_errors_and_tunnels(role: Role) {
         outward.only_passes(
             &[
                 (
-                    "error of nobody concerned",
-                    error(&outward, boxed, "error of nobody concerned", 0),
+                    "error of another end",
+                    error(&outward, boxed, "error of another end", 0),
                 ),
                 (
                     "plain data",
@@ -654,7 +654,7 @@ fn a_pod_is_believed_only_from_its_node_on_a_wire_where_that_is_asked() {
             pod.node = "inner".to_owned();
         }
     });
-    // Nobody has heard of the node yet; it is asked, and its pods' packets pass.
+    // The node is not known yet; it is asked, and its pods' packets pass.
     for v6 in [false, true] {
         let to = scene.address("external", v6);
         wait_for_answer(&scene.bed, "shop/client", to, Service::Udp(53), PATIENCE * 3).unwrap();

@@ -1,4 +1,4 @@
-//! The bed itself: with the kernel forwarding everybody reaches everybody, without nobody does.
+//! The bed itself: with the kernel forwarding every member reaches every other, without it none does.
 #![allow(clippy::unwrap_used)] // tests
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use ringwall_testbed::{
 };
 
 #[test]
-fn everybody_reaches_everybody_by_the_kernel_and_nobody_without() {
+fn every_member_reaches_every_other_by_the_kernel_and_none_without() {
     let Some(_alone) = runs_here("bed") else { return };
     for role in [Role::Routed, Role::Wire] {
         let plans = [

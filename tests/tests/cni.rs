@@ -287,7 +287,7 @@ fn networks() -> [Value; 2] {
 }
 
 #[test]
-fn pods_of_real_plugins_start_guarded_and_not_at_all_while_nobody_guards() {
+fn pods_of_real_plugins_start_guarded_and_not_at_all_without_a_guard() {
     let Some(_alone) = runs_here("CNI plugins") else {
         return;
     };
@@ -328,7 +328,7 @@ fn pods_of_real_plugins_start_guarded_and_not_at_all_while_nobody_guards() {
                 );
             }
         }
-        // No policy, and an address of the pod network that no Pod has: nobody's, until the API server says whose it is.
+        // No policy, and an address of the pod network that no Pod has: unknown, until the API server says whose it is.
         assert!(!client.reaches(&web), "{main}");
         for pod in [&web, &client] {
             world.pods.insert(format!("shop/{}", pod.name), pod.object());
@@ -443,7 +443,7 @@ fn held_pods_are_known_to_policies_from_their_first_packet() {
     let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
     let mut runtime = Runtime::new(&bed, &networks()[0]);
     runtime.install(&firewall);
-    // The source has none of their addresses, and nobody tells it in between.
+    // The source has none of their addresses, and does not learn them in between.
     let [web, client, other] = ["web", "client", "other"].map(|name| runtime.pod(name).unwrap());
     assert!(client.reaches(&web), "{}", firewall.log());
     assert!(!other.reaches(&web));

@@ -113,7 +113,7 @@ fn relabelling_pods_and_namespaces_changes_verdicts_at_once() {
 }
 
 #[test]
-fn a_reused_address_belongs_to_the_new_pod_and_a_vacant_one_to_nobody() {
+fn a_reused_address_belongs_to_the_new_pod_and_a_vacant_one_is_unknown() {
     let Some(_alone) = runs_here("address reuse") else {
         return;
     };
@@ -131,7 +131,7 @@ fn a_reused_address_belongs_to_the_new_pod_and_a_vacant_one_to_nobody() {
 
     let old = world.pods.remove("shop/client").unwrap();
     world.apply(&firewall).unwrap();
-    // Inside a pod network, and nobody's: unknown, denied whatever the policies say.
+    // Inside a pod network, without an owner: unknown, denied whatever the policies say.
     expect(
         &bed,
         &[

@@ -1,4 +1,4 @@
-//! What passes while nobody judges, and what passes before any policy.
+//! What passes while no dataplane judges, and what passes before any policy.
 #![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
 
 use ringwall_testbed::{
@@ -52,7 +52,7 @@ fn failsafe_traffic_passes_policy_and_a_dead_dataplane_and_nothing_else_does() {
     assert!(alone.is_empty(), "without a dataplane: {alone:#?}");
 }
 
-/// Between pods as by policy, and between all once nobody judges.
+/// Between pods as by policy, and between all once no dataplane judges.
 fn opens(role: Role, plans: &[Plan]) {
     let bed = Bed::new(role, plans, 1).unwrap();
     if role == Role::Routed {
@@ -87,7 +87,7 @@ fn opens(role: Role, plans: &[Plan]) {
 }
 
 #[test]
-fn fail_mode_open_passes_everything_once_nobody_judges() {
+fn fail_mode_open_passes_everything_without_a_dataplane() {
     let Some(_alone) = runs_here("fail mode open") else {
         return;
     };

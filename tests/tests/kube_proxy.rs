@@ -141,7 +141,7 @@ fn beside(program: &Path, mode: &str) {
         Plan::new("shop/probe"),
     ];
     let bed = Bed::new(Role::Bridge, &plans, 1).unwrap();
-    // As a node has one: what nobody translates would leave by it.
+    // As a node has one: what is not translated would leave by it.
     bed.gateway.ip(&["route add default via 192.0.2.10"]).unwrap();
     let api = bed.gateway.run(ApiServer::start).unwrap().unwrap();
     for resource in [SERVICES, ENDPOINT_SLICES, SERVICE_CIDRS] {

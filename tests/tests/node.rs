@@ -164,7 +164,7 @@ fn services_are_judged_by_the_backend_and_its_port_and_by_the_client_before_masq
             json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
                    "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "web"}}}], "ports": [{"port": 8080}]}]}),
         );
-        // Behind its node port, web takes the external client and nobody else from outside; db takes nobody.
+        // Behind its node port, web takes only the external client from outside; db takes nothing.
         world.policy(
             "shop",
             "to-web",
@@ -200,7 +200,7 @@ fn services_are_judged_by_the_backend_and_its_port_and_by_the_client_before_masq
         answer("external", "192.0.2.1", Service::Tcp(30081), false);
         answer("shop/web", "192.0.2.10", HTTP, true);
         answer("shop/client", "192.0.2.10", HTTP, false);
-        // Nobody translates this one: it would leave by the default route.
+        // This one is not translated: it would leave by the default route.
         bed.gateway
             .ip(&["route add 10.112.0.0/16 via 192.0.2.10"])
             .unwrap();
@@ -302,7 +302,7 @@ fn a_dataplane_that_dies_or_hangs_leaves_known_flows_and_lets_nothing_new_pass()
     let mut known = Conversation::open(&bed, "shop/client", "shop/web", 7001);
     assert!(known.says(b"one.") && known.says(b"two."));
 
-    // Stopped: it says nothing, and nobody replaces it within a second.
+    // Stopped: it says nothing, and is not replaced within a second.
     let pid = firewall.signal("dataplane", Signal::SIGSTOP).unwrap();
     std::thread::sleep(Duration::from_millis(1200)); // the programs wait a second for the workers
     assert!(known.says(b"hang"));

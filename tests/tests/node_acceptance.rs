@@ -125,7 +125,7 @@ struct Flow {
     from: usize,
     to: SocketAddr,
     is_tcp: bool,
-    /// The pod that gets it, and the port there; None: nobody does.
+    /// The pod that gets it, and the port there; None: no pod does.
     arrives: Option<(usize, u16)>,
 }
 
@@ -642,7 +642,7 @@ fn services_answer_as_without_ringwall_to_the_byte() {
             let (client, web, external) = (&bed.pods[2], &bed.pods[0], &bed.external);
             let address = |text: &str| -> IpAddr { text.parse().unwrap() };
             let mut answers = Vec::new();
-            for (vip, nobody, node, outside, closed) in [
+            for (vip, empty, node, outside, closed) in [
                 (
                     "10.112.0.10",
                     "10.112.0.77",
@@ -683,7 +683,7 @@ fn services_answer_as_without_ringwall_to_the_byte() {
                     }
                 }
                 let refused = [
-                    ("without backends", at(nobody, 80), true),
+                    ("without backends", at(empty, 80), true),
                     ("closed", at(closed, 9), true),
                     ("closed", at(closed, 9), false),
                 ];

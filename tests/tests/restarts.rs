@@ -264,7 +264,7 @@ fn the_dataplane_that_stands_by_takes_over_what_is_true_then_and_is_never_left()
     let first = standby(&firewall, None);
     assert_ne!(first, running);
 
-    // One that dies is replaced, and it was nobody's business.
+    // One that dies is replaced, and nothing else notices.
     let kill = |pid: i64| {
         let status = std::process::Command::new("kill")
             .args(["-9", &pid.to_string()])

@@ -117,7 +117,7 @@ fn rules_that_ask_for_several_things_meet_real_packets() {
     // An address has to be in a network and of a pod that is selected.
     let rule = |net: &str| json!({"action": "Allow", "source": {"nets": [net], "selector": "app in {'client', 'probe'}"}});
     let wide = into_web(by_version(rule, &client, &client_v6));
-    let nobody =
+    let no_end =
         into_web(json!([{"action": "Allow", "source": {"nets": [client], "selector": "app == 'probe'"}}]));
     under(
         "nets beside a selector",
@@ -130,7 +130,7 @@ fn rules_that_ask_for_several_things_meet_real_packets() {
     );
     under(
         "nets beside a selector of others",
-        vec![nobody],
+        vec![no_end],
         &[
             both("shop/client", "shop/web", HTTP, false),
             both("ops/probe", "shop/web", HTTP, false),

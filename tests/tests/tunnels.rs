@@ -133,7 +133,7 @@ fn a_wire_judges_what_is_inside_of_the_kernels_vxlan() {
     assert!(tunnelled()["vxlan"].as_u64() > Some(0), "{}", tunnelled());
     assert_eq!(tunnelled()["ipip"], 0);
 
-    // A network that nobody knows.
+    // An unknown network.
     overlay(&bed, 0, 8472, 7);
     assert_nothing_differs(&bed, false, "in another network");
     dropped(&firewall, "tunnel-network");
@@ -159,13 +159,13 @@ fn a_wire_judges_what_is_inside_of_the_kernels_vxlan() {
     two_nodes(&bed).apply(&firewall).unwrap();
     assert_nothing_differs(&bed, true, "from nodes again");
 
-    // The programs stay, and let nothing through that nobody judges.
+    // The programs stay, and let nothing through that is not judged.
     firewall.stop().unwrap();
     assert_nothing_differs(&bed, false, "closed, without a dataplane");
 }
 
 #[test]
-fn an_open_wire_lets_tunnels_pass_once_nobody_judges() {
+fn an_open_wire_lets_tunnels_pass_without_a_dataplane() {
     let Some(_alone) = runs_here("tunnels, open") else {
         return;
     };

@@ -233,7 +233,7 @@ impl Traffic {
         for connection in self.connections {
             connection.join().unwrap().unwrap();
         }
-        assert!(self.tried.load(Ordering::Relaxed) > 1000, "nobody tried");
+        assert!(self.tried.load(Ordering::Relaxed) > 1000, "nothing was tried");
         assert_eq!(self.passed.load(Ordering::Relaxed), 0, "denied packets passed");
     }
 }
@@ -623,7 +623,7 @@ fn a_supervisor_that_dies_in_an_upgrade_leaves_nothing_behind() {
     let mut firewall = Appliance::start(&bed, &ours, &Options::default(), &world.objects()).unwrap();
     settled(&firewall, &ours);
     let (code, end) = fails_on_trial(&firewall, &neighbour, "supervisor");
-    assert_eq!(code, Some(2), "nobody can say how it ended, but: {end:#}");
+    assert_eq!(code, Some(2), "how it ended is unknown, but: {end:#}");
     assert!(firewall.ended(PATIENCE).unwrap().is_some());
     let alive = || {
         std::fs::read_dir("/proc")

@@ -1,6 +1,6 @@
 //! For comparison: the same policies as nftables rules, loaded by `nft -f`.
 //!
-//! How they are translated, so that nobody has to guess what was compared:
+//! How they are translated, so that it is clear what was compared:
 //!
 //! * Two verdict maps (`saddr` for egress, `daddr` for ingress) go from each isolated pod's address to the chain of its
 //!   group: the pods that the same policies select. A group's chain jumps to one chain per policy and drops at the end.

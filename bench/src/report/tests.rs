@@ -4,7 +4,7 @@ use crate::{
     samples::{Better, Outcome, Party, Plan, Reading, Round, Row, Section, Target, Turn, load_all},
 };
 
-/// A machine that is nobody's.
+/// A machine that does not exist.
 fn machine() -> Machine {
     Machine {
         cpu: "Imaginary CPU".into(),

@@ -78,9 +78,9 @@ pub struct End {
 pub fn drops_as_encapsulation(src: &End, dst: &End, service: Service) -> bool {
     use IdentityKind::{Node, Pod, Unknown};
     let (from, to) = (src.identity.kind, dst.identity.kind);
-    let of_nobody_who_may = matches!(from, Pod | Unknown) || to == Node && from != Node;
+    let may_not_send_tunnels = matches!(from, Pod | Unknown) || to == Node && from != Node;
     let is_own = from == Pod && to == Pod && src.identity.endpoint == dst.identity.endpoint;
-    of_nobody_who_may
+    may_not_send_tunnels
         && !is_own
         && Tunnels::default().include(service.protocol, service.port.unwrap_or_default())
 }
@@ -746,7 +746,7 @@ fn no_end(service: &EndName) -> String {
     format!("{service} is a Service, which cannot be an end here: name a pod behind it")
 }
 
-/// That nobody has a name, and who has one that is nearly the same.
+/// That a name does not exist, and which one is nearly the same.
 fn unknown_name(cluster: &Cluster, key: &ObjectKey) -> String {
     let alike = |other: &&ObjectKey| {
         let whole = strsim::jaro_winkler(&key.to_string(), &other.to_string());

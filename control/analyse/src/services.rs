@@ -25,7 +25,7 @@ use ringwall_policy::{
     services::{IpFamily, Service, ServiceKind, ServicePort, Services, TargetPort},
 };
 use serde::{Deserialize, Serialize};
-pub use words::{BackendReport, SeenReport, SentReport, ServiceReport};
+pub use words::{BackendReport, SentReport, ServiceReport, VisibleSourceReport};
 
 use crate::{
     flow,
@@ -126,14 +126,14 @@ pub struct Backend {
     /// Its node, where that is known.
     pub node: Option<String>,
     /// Whom the endpoint sees as the source.
-    pub seen: Seen,
+    pub seen: VisibleSource,
     /// Where the client's own policies see the connection go to, where that is not the endpoint.
     pub sent_to: Option<(IpAddr, u16)>,
 }
 
 /// Whom an endpoint sees as the source.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Seen {
+pub enum VisibleSource {
     /// The client.
     Client,
     /// A node that masquerades the connection.
@@ -183,9 +183,9 @@ impl Backend {
                 None => here.clone(),
             },
             ingress: match self.seen {
-                Seen::Client => here,
+                VisibleSource::Client => here,
                 // A node that stands for the client chooses the source port, too.
-                Seen::Node { address, .. } => Leg {
+                VisibleSource::Node { address, .. } => Leg {
                     src: EndName::Address(address),
                     service: here.service.from_port(None),
                     ..here
@@ -516,7 +516,7 @@ impl<'a> Directory<'a> {
         Ok((joint, answers))
     }
 
-    /// That nobody has a name, and who has one that is nearly the same.
+    /// That a name does not exist, and which one is nearly the same.
     fn unknown(&self, key: &ObjectKey) -> String {
         let alike = |other: &&ObjectKey| {
             let whole = strsim::jaro_winkler(&key.to_string(), &other.to_string());

@@ -121,12 +121,12 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> anyhow::Result<ExitCode> 
         let _progress = Progress::new("reading manifests");
         folder::inspect(&cluster.manifests, &settings)?
     };
-    // What cannot be read is told as that.
-    let told = loaded
+    // What cannot be read is reported as that.
+    let has_errors = loaded
         .problems
         .iter()
         .any(|problem| problem.severity == folder::Severity::Error);
-    refuse_nothing(&cluster.manifests, &loaded, cluster.allow_empty || told)?;
+    refuse_nothing(&cluster.manifests, &loaded, cluster.allow_empty || has_errors)?;
     let input = Input { loaded, written };
     let progress = Progress::new("checking and proving");
     let report = Report::new(&input.loaded, parts(args, &input, &silence)?);
@@ -221,13 +221,13 @@ fn manifests(input: &Input, linted: Option<&Linted>, silence: &Suppressions) -> 
     let Loaded {
         cluster, problems, ..
     } = &input.loaded;
-    let told = problems.iter().map(finding).filter(|finding| {
+    let findings = problems.iter().map(finding).filter(|finding| {
         let place = finding.object.clone().zip(finding.path.clone());
         !place.is_some_and(|(object, path)| {
             linted.is_some_and(|linted| linted.instead_of.contains(&(finding.severity, object, path)))
         })
     });
-    lint::silenced(cluster, &input.written, told.collect(), silence)
+    lint::silenced(cluster, &input.written, findings.collect(), silence)
 }
 
 /// What probably does not do what its author intended.

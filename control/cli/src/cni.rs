@@ -21,7 +21,7 @@ use crate::whole_file::write_whole;
 pub(crate) const HELP: &str = "\
 `install` copies the plugin `ringwall-cni` to the folder of plugins, and writes the first network configuration that is there with the
 plugin at its end to a file that comes before it. From then on a pod starts once the dataplane guards its interface. `remove`
-takes both away; do that before ringwall is removed, as pods cannot start while nobody answers the plugin.
+takes both away; do that before ringwall is removed, as pods cannot start while the plugin gets no answer.
 
 Exit status: 0 done, 2 it could not be done.
 

@@ -38,7 +38,7 @@ As JSON: one object per pod, policy and namespace, each with its `type`, then
 one of type total with tiers, notes and unevaluatedKinds.
 
 Exit status: 1 with --strict if anything is not, or only partly, enforced. Pods
-and policies with nothing to enforce (finished, no address, selects nobody) do not
+and policies with nothing to enforce (finished, no address, selects no pod) do not
 count.
 
 Examples:
@@ -314,8 +314,9 @@ fn why(coverage: &Coverage, out: &mut impl Write) -> anyhow::Result<()> {
     for note in &coverage.notes {
         writeln!(out, "{note}")?;
     }
-    let told = coverage.pods.iter().all(|pod| pod.state == State::Idle) && !coverage.pods.is_empty();
-    if told {
+    let none_has_address =
+        coverage.pods.iter().all(|pod| pod.state == State::Idle) && !coverage.pods.is_empty();
+    if none_has_address {
         writeln!(
             out,
             "No pod has an address, so it is unknown which of them this firewall sees."

@@ -312,7 +312,7 @@ fn compiled(readings: &[Cluster]) -> Result<Vec<Compiled<'_>>, refine::RefineErr
     readings.iter().map(Compiled::of).collect()
 }
 
-/// Whether policies that are not evaluated differ: then nobody knows what else does.
+/// Whether policies that are not evaluated differ: then it is unknown what else does.
 fn unevaluated_change(args: &DiffArgs, found: &refine::Difference<'_>) -> anyhow::Result<bool> {
     let kinds = incomplete(found);
     if kinds.is_empty() {

@@ -243,7 +243,7 @@ pub(super) fn service_of(ends: &LiveEnds) -> Service {
     }
 }
 
-/// Whether policies decided something else then than they do now; None where they had no part in it, or nobody knows.
+/// Whether policies decided something else then than they do now; None where they had no part in it, or that is unknown.
 fn differs(flow: &LiveRecord, now: &Explanation) -> Option<bool> {
     let then = match flow {
         LiveRecord::Flow(_) => Word::Allow,

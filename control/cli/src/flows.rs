@@ -251,8 +251,8 @@ const HEAD: [&str; 8] = [
 ];
 
 fn row(record: &LiveRecord, services: &ServiceNames) -> [String; 8] {
-    let nobody = || ("-".to_owned(), "-".to_owned(), "-".to_owned());
-    let (from, to, protocol) = record.ends().map_or_else(nobody, |ends| {
+    let unknown_ends = || ("-".to_owned(), "-".to_owned(), "-".to_owned());
+    let (from, to, protocol) = record.ends().map_or_else(unknown_ends, |ends| {
         (
             end(&ends.src_pod, ends.src, ends.src_port),
             destination(record, ends, services.of(record)),

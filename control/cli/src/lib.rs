@@ -318,7 +318,7 @@ fn tell(message: &str, output: Output) {
         // All of that stream is JSON.
         drop(writeln!(io::stderr(), "{object}"));
     } else if output == Output::Human || writeln!(io::stdout(), "{object}").is_err() {
-        // Where nobody can be told, the exit status has to do.
+        // Where the message cannot be written, the exit status has to do.
         drop(writeln!(io::stderr(), "ringwall: {message}"));
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Before that nobody waits.
+/// Before that no progress is shown.
 const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(250);
 
@@ -68,7 +68,7 @@ impl Drop for Progress {
     }
 }
 
-/// Writes the line again and again until nobody sends stages any more, then clears it.
+/// Writes the line again and again until the sender of stages is gone, then clears it.
 fn show(
     mut stage: &'static str,
     stages: &Receiver<&'static str>,
@@ -84,14 +84,14 @@ fn show(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        let since = begin.elapsed();
-        if since >= patience {
+        let elapsed = begin.elapsed();
+        if elapsed >= patience {
             shown = true;
             let number = match counted.load(Ordering::Relaxed) {
                 0 => String::new(),
                 number => format!(" {number},"),
             };
-            let line = write!(out, "\r\x1b[K{stage} ...{number} {} s", since.as_secs());
+            let line = write!(out, "\r\x1b[K{stage} ...{number} {} s", elapsed.as_secs());
             if line.and_then(|()| out.flush()).is_err() {
                 return;
             }

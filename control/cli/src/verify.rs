@@ -59,7 +59,7 @@ pub(super) fn prove(cluster: &Cluster, snapshot: Snapshot) -> Result<Report, Box
     let mut checker = Checker::new();
     checker.look_at(cluster, &snapshot);
     let begun = Instant::now();
-    let mut told = false;
+    let mut printed = false;
     let report = loop {
         match checker.step(STEP) {
             Ok(Progress::Done(report)) => break Ok(report),
@@ -75,10 +75,10 @@ pub(super) fn prove(cluster: &Cluster, snapshot: Snapshot) -> Result<Report, Box
                 so_far.addresses,
                 so_far.pairs
             );
-            told = true;
+            printed = true;
         }
     };
-    if told {
+    if printed {
         let _ = writeln!(std::io::stderr());
     }
     report

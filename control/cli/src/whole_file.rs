@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all: written beside the wanted one and renamed, so that nobody ever reads half of one.
+//! Files that appear whole or not at all: written beside the wanted one and renamed, so that no reader ever gets half of one.
 
 use std::{
     ffi::OsString,

@@ -780,22 +780,40 @@ fn flows_without_a_source_port_depend_on_it_where_rules_do() {
         args.extend(more);
         ran::ringwall_reading(&args, "")
     };
-    let told = explain("5432/TCP", &["--source-port", "40000"]);
+    let explained = explain("5432/TCP", &["--source-port", "40000"]);
     assert!(
-        told.out.lines().next().unwrap_or_default().ends_with(": allow"),
+        explained
+            .out
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .ends_with(": allow"),
         "{}{}",
-        told.out,
-        told.err
+        explained.out,
+        explained.err
     );
-    let told = explain("5432/TCP from 53", &[]);
+    let explained = explain("5432/TCP from 53", &[]);
     assert!(
-        told.out.lines().next().unwrap_or_default().ends_with(": DENY"),
+        explained
+            .out
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .ends_with(": DENY"),
         "{}{}",
-        told.out,
-        told.err
+        explained.out,
+        explained.err
     );
-    assert!(told.out.contains("from port 1024-65535"), "{}", told.out);
-    assert!(told.out.contains("the flow is from port 53"), "{}", told.out);
+    assert!(
+        explained.out.contains("from port 1024-65535"),
+        "{}",
+        explained.out
+    );
+    assert!(
+        explained.out.contains("the flow is from port 53"),
+        "{}",
+        explained.out
+    );
     let asked = explain("5432/TCP", &[]);
     assert_ne!(asked.status, 0);
     assert!(
@@ -930,11 +948,17 @@ fn flows_of_icmp_without_a_type_depend_on_it_where_rules_do() {
         let args = ["query", "--manifests", folder, "--flows", "-", "-o", "json"];
         ran::ringwall_reading(&args, &flow).lines()[0].clone()
     };
-    let told = |answer: &Value| (answer["verdict"].clone(), answer["ingress"].clone());
-    assert_eq!(told(&query(",\"icmp_type\":8")), (json!("allow"), json!("allow")));
-    assert_eq!(told(&query(",\"icmp_type\":13")), (json!("deny"), json!("deny")));
+    let verdicts = |answer: &Value| (answer["verdict"].clone(), answer["ingress"].clone());
+    assert_eq!(
+        verdicts(&query(",\"icmp_type\":8")),
+        (json!("allow"), json!("allow"))
+    );
+    assert_eq!(
+        verdicts(&query(",\"icmp_type\":13")),
+        (json!("deny"), json!("deny"))
+    );
     let answer = query("");
-    assert_eq!(told(&answer), (json!("depends"), json!("depends")));
+    assert_eq!(verdicts(&answer), (json!("depends"), json!("depends")));
     assert_eq!(answer["depends_on"], json!(["icmp_type"]));
     assert_eq!(answer["egress"], json!("allow"));
     let rule = json!({"direction": "ingress", "tier": "default", "kind": "NetworkPolicy.projectcalico.org", "policy": "shop/p", "rule": 0,

@@ -442,20 +442,22 @@ fn check_says_which_hidden_manifests_are_not_read() {
     }
     let ran = check();
     assert_eq!(ran.status, 0, "{}", ran.out);
-    let told: Vec<&str> = ran
+    let notes: Vec<&str> = ran
         .out
         .lines()
         .filter(|line| line.contains("begins with a dot"))
         .collect();
-    assert_eq!(told.len(), 2, "{}", ran.out);
+    assert_eq!(notes.len(), 2, "{}", ran.out);
     assert!(
         ran.out.contains(".np.yaml") && ran.out.contains(".tests"),
         "{}",
         ran.out
     );
     assert!(
-        told.iter().any(|line| line.contains("1 manifest in this folder")),
-        "{told:?}"
+        notes
+            .iter()
+            .any(|line| line.contains("1 manifest in this folder")),
+        "{notes:?}"
     );
 }
 
@@ -796,7 +798,7 @@ fn what_is_written_is_whole_and_what_is_no_file_stays() {
 }
 
 #[test]
-fn output_that_nobody_takes_is_status_2_without_a_panic() {
+fn output_without_a_reader_is_status_2_without_a_panic() {
     let dir = shop();
     let flow = r#"{"src":"shop/web","dst":"shop/db","protocol":"TCP","dst_port":9}"#;
     let flows = folder(&[("flows.jsonl", &format!("{flow}\n").repeat(2_000))]);
@@ -824,7 +826,7 @@ fn output_that_nobody_takes_is_status_2_without_a_panic() {
     }
 }
 
-/// An invalid policy isolates whom it selects, and a pod on its node's network is nobody's subject: every answer says so.
+/// An invalid policy isolates whom it selects, and a pod on its node's network is selected by no policy: every answer says so.
 #[test]
 fn answers_say_what_is_invalid_and_what_is_not_shown() {
     let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: use_x, namespace: shop}\nspec: \
@@ -890,7 +892,7 @@ fn answers_say_what_is_invalid_and_what_is_not_shown() {
         "{}",
         ran.out
     );
-    // Pods that no policy applies to are not nobody.
+    // Pods that no policy applies to exist all the same.
     let alone = folder(&[("c.yaml", agent)]);
     let ran = ringwall(&["matrix", "--manifests", path(&alone)], "");
     assert!(

@@ -61,7 +61,7 @@ const CASES: &[(&str, &[&str], &str)] = &[
         "allow",
     ),
     ("{ipBlock: {cidr: '::/0'}}", &["fd00::/48"], "allow"),
-    // A part of it, or nobody knows.
+    // A part of it, or it is unknown.
     ("{ipBlock: {cidr: 10.1.0.0/16}}", &["10.0.0.0/8"], "depends"),
     (
         "{ipBlock: {cidr: 0.0.0.0/0, except: [10.1.0.0/16]}}",
@@ -218,7 +218,7 @@ fn explain_says_what_depends_and_on_whose_address() {
 
 /// An assertion that is proven is true wherever the pods are.
 #[test]
-fn no_assertion_is_proven_by_an_address_that_nobody_knows() {
+fn no_assertion_is_proven_by_an_address_that_is_not_known() {
     for (peers, pods, wanted) in CASES {
         for claim in ["allow", "deny"] {
             let dir = shop(peers);

@@ -120,7 +120,7 @@ fn a_first_policy_closes_all_but_the_nodes_probes_and_itself() {
             .map(|net| net.as_str().unwrap().parse::<ipnet::IpNet>().unwrap());
         nets.filter(|net| net.contains(&address)).count()
     };
-    // The hosting node still passes; an address of the pod network that is nobody's never did.
+    // The hosting node still passes; an unknown address of the pod network never did.
     let wanted = [
         ("192.168.0.1", 0),
         ("10.1.0.77", 0),
@@ -509,7 +509,7 @@ spec: {{podSelector: {{}}, policyTypes: [Ingress, Egress]}}
 }
 
 #[test]
-fn what_nobody_could_read_is_summed_up_for_people() {
+fn what_is_too_long_to_read_is_summed_up_for_people() {
     let (pods, policies) = isolating(10);
     let dir = folders(&format!("{pods}{policies}"), &pods);
     let ran = diff(dir.path(), &[]);

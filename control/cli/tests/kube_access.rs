@@ -510,7 +510,7 @@ async fn a_rotated_authority_is_taken_up() {
     write(tls.dir.path(), "ca.crt", &both);
     tls.front.restart(&new, &old);
     tls.follows("both are believed").await;
-    // A server that nobody has told us of is not believed.
+    // A server with an unknown certificate is not believed.
     let stranger = Authority::new("stranger");
     tls.front.restart(&stranger, &old);
     let until = Instant::now() + PATIENCE;

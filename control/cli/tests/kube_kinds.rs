@@ -119,7 +119,7 @@ async fn a_crd_that_goes_takes_its_policies_along_and_may_come_again() {
     source
         .health_where("watched no more", |health| health.watches.len() == 6)
         .await;
-    // Nobody saw how: the last list of this server had objects.
+    // How is unknown: the last list of this server had objects.
     bed.server.set_away(true);
     bed.server.withdraw(ADMIN_NETWORK_POLICIES);
     bed.server.set_away(false);

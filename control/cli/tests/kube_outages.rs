@@ -377,7 +377,7 @@ async fn a_deleted_policy_that_stays_for_want_of_an_answer_is_an_alarm() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fields_that_a_newer_server_adds_cost_nobody_anything() {
+async fn fields_that_a_newer_server_adds_do_no_harm() {
     let bed = Bed::new();
     let source = bed.following(quick()).await;
     let newer = |mut object: serde_json::Value| {

@@ -51,7 +51,10 @@ async fn services_are_watched_from_the_first_question_on_and_make_no_state() {
     let bed = serving();
     let source = bed.following(quick()).await;
     let asked = |plural: &str| bed.server.seen().iter().any(|it| it.path.ends_with(plural));
-    assert!(!asked("services") && !asked("endpointslices"), "nobody has asked");
+    assert!(
+        !asked("services") && !asked("endpointslices"),
+        "not asked for yet"
+    );
     let states = source.recorder.states().len();
     let first = services(&source, |_| true).await;
     let service = &first.services[&web()];

@@ -197,7 +197,7 @@ async fn semantics_55_a_gap_leads_to_a_new_list_and_never_to_a_partial_state() {
         let source = bed.start(Timing { page: 2, ..quick() }).await;
         let before = pods_of(&source.state("the first", |_| true).await);
         source.connected().await;
-        // While nobody watches, pods come and go, and the server forgets how.
+        // While there is no watch, pods come and go, and the server forgets how.
         bed.server.faults(PODS, |faults| {
             faults.hold_events = true;
             faults.gone_by_status = by_status;
@@ -825,7 +825,7 @@ async fn a_storm_of_events_is_handed_on_in_time_and_in_few_states() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn objects_that_are_wrong_are_reported_and_harm_nobody_else() {
+async fn objects_that_are_wrong_are_reported_and_harm_no_others() {
     let bed = Bed::new();
     let source = bed.following(quick()).await;
     let mut broken = policy("a", "deny");

@@ -228,18 +228,18 @@ fn recipes() -> Vec<(String, TempDir)> {
 
 #[test]
 fn recipes_that_are_fine_are_left_alone() {
-    let mut told = String::new();
+    let mut unexpected = String::new();
     let all = recipes();
     assert_eq!(all.len(), 45);
     for (name, dir) in &all {
         for finding in findings(dir.path(), &[]).0 {
             let id = finding["id"].as_str().unwrap();
-            // Notes about other implementations, and about the demo's bystanders, are told of nearly everywhere.
+            // Notes about other implementations, and about the demo's bystanders, occur nearly everywhere.
             if id.starts_with("RW5") || id == "RW404" {
                 assert_eq!(finding["severity"], "note");
                 continue;
             }
-            told.push_str(&format!(
+            unexpected.push_str(&format!(
                 "{name}: {id} {} {}: {}\n",
                 finding["severity"].as_str().unwrap(),
                 finding["path"].as_str().unwrap_or_default(),
@@ -247,7 +247,7 @@ fn recipes_that_are_fine_are_left_alone() {
             ));
         }
     }
-    insta::assert_snapshot!(told);
+    insta::assert_snapshot!(unexpected);
 }
 
 const TWO_WARNINGS: &str = "
@@ -349,8 +349,8 @@ fn words_point_at_the_place() {
     );
     assert_eq!(ran.status, 0);
     // How long the proof took differs.
-    let (told, _) = ran.out.split_once("; the snapshot is proven").unwrap();
-    insta::assert_snapshot!(told.replace(dir.path().to_str().unwrap(), "DIR"));
+    let (findings, _) = ran.out.split_once("; the snapshot is proven").unwrap();
+    insta::assert_snapshot!(findings.replace(dir.path().to_str().unwrap(), "DIR"));
     // One line of JSON is cut, and the caret stays below its word.
     let long = format!(
         "{{\"apiVersion\": \"networking.k8s.io/v1\", \"kind\": \"NetworkPolicy\", \"metadata\": {{\"name\": \"p\", \"annotations\": {{\"x\": \"{}\"}}}}, \"spec\": {{\"policyTypes\": [\"ingress\"]}}}}",
@@ -582,18 +582,18 @@ fn labels_that_are_no_text_to_yaml_are_told_as_they_are_written() {
         ))
     };
     let (found, summary) = findings(policy("on: x").path(), &[]);
-    let told = found.iter().find(|it| it["id"] == "RW007").unwrap();
+    let finding = found.iter().find(|it| it["id"] == "RW007").unwrap();
     assert_eq!(
-        (&told["line"], &summary["ok"]),
+        (&finding["line"], &summary["ok"]),
         (&json!(5), &json!(true)),
-        "{told}"
+        "{finding}"
     );
     assert!(
-        told["message"]
+        finding["message"]
             .as_str()
             .unwrap()
             .contains("the key on as a boolean, and it becomes \"true\""),
-        "{told}"
+        "{finding}"
     );
     for (labels, says) in [
         ("app: on", "YAML reads on as a boolean: write \"on\""),
@@ -602,17 +602,17 @@ fn labels_that_are_no_text_to_yaml_are_told_as_they_are_written() {
     ] {
         let (found, summary) = findings(policy(labels).path(), &[]);
         assert_eq!(summary["ok"], false, "{labels}");
-        let told = found.iter().find(|it| it["id"] == "RW002").unwrap();
-        assert!(told["message"].as_str().unwrap().contains(says), "{told}");
+        let finding = found.iter().find(|it| it["id"] == "RW002").unwrap();
+        assert!(finding["message"].as_str().unwrap().contains(says), "{finding}");
         assert!(!ids(&found).contains("RW007"), "{found:?}");
     }
     // Of kinds that have no part in policy, too.
     let other = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: web, labels: {app: 1.10}}\ndata: {n: x}\n";
     let (found, _) = findings(folder(other).path(), &["--allow-empty"]);
-    let told = found.iter().find(|it| it["id"] == "RW007").unwrap();
+    let finding = found.iter().find(|it| it["id"] == "RW007").unwrap();
     assert!(
-        told["message"].as_str().unwrap().contains("write \"1.10\""),
-        "{told}"
+        finding["message"].as_str().unwrap().contains("write \"1.10\""),
+        "{finding}"
     );
     assert_eq!(
         found.iter().filter(|it| it["id"] == "RW007").count(),
@@ -627,9 +627,9 @@ const SELECTING: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n
 const OTHER_POD: &str =
     "apiVersion: v1\nkind: Pod\nmetadata: {name: db, namespace: shop, labels: {app: db}}\n---\n";
 
-/// A kind that nobody here knows may hold a template of pods, or make pods in its own way.
+/// An unknown kind may hold a template of pods, or make pods in its own way.
 #[test]
-fn pods_of_kinds_that_nobody_knows_are_read_or_allowed_for() {
+fn pods_of_unknown_kinds_are_read_or_allowed_for() {
     let rollout = "apiVersion: argoproj.io/v1alpha1\nkind: Rollout\nmetadata: {name: web, namespace: shop}\nspec:\n  \
                    template:\n    metadata: {labels: {app: web}}\n    spec: {containers: [{name: c}]}\n";
     let (found, summary) = findings(folder(&format!("{SELECTING}{OTHER_POD}{rollout}")).path(), &[]);
@@ -640,18 +640,18 @@ fn pods_of_kinds_that_nobody_knows_are_read_or_allowed_for() {
     );
     let database = "apiVersion: db.example.com/v1\nkind: Database\nmetadata: {name: web, namespace: shop}\nspec: {size: 3}\n";
     let (found, _) = findings(folder(&format!("{SELECTING}{OTHER_POD}{database}")).path(), &[]);
-    let told = found.iter().find(|it| it["id"] == "RW202").unwrap();
-    assert_eq!(told["severity"], "note", "{told}");
+    let finding = found.iter().find(|it| it["id"] == "RW202").unwrap();
+    assert_eq!(finding["severity"], "note", "{finding}");
     assert!(
-        told["message"]
+        finding["message"]
             .as_str()
             .unwrap()
             .contains("pods that Database may make"),
-        "{told}"
+        "{finding}"
     );
     let (found, _) = findings(folder(&format!("{SELECTING}{OTHER_POD}")).path(), &[]);
-    let told = found.iter().find(|it| it["id"] == "RW202").unwrap();
-    assert_eq!(told["severity"], "warning", "{told}");
+    let finding = found.iter().find(|it| it["id"] == "RW202").unwrap();
+    assert_eq!(finding["severity"], "warning", "{finding}");
 }
 
 #[test]
@@ -670,8 +670,8 @@ fn a_namespace_that_is_named_and_not_here_is_elsewhere() {
         ("team: blue", "warning"),
     ] {
         let (found, _) = findings(folder(&policy(selector)).path(), &[]);
-        let told = found.iter().find(|it| it["id"] == "RW201").unwrap();
-        assert_eq!(told["severity"], severity, "{told}");
+        let finding = found.iter().find(|it| it["id"] == "RW201").unwrap();
+        assert_eq!(finding["severity"], severity, "{finding}");
     }
 }
 
@@ -704,7 +704,7 @@ fn dns_is_where_its_pods_listen() {
         dns_lints(&(policy(&format!("{web}, {openshift}")) + dns)),
         only("RW103")
     );
-    // A rule without ports has opened port 53 for nobody in particular.
+    // A rule without ports has not opened port 53 on purpose.
     assert_eq!(
         dns_lints(&(policy("{to: [{podSelector: {}}]}") + dns)),
         only("RW103")

@@ -58,8 +58,8 @@ fn every_cell_of_the_svg_says_what_the_json_says() {
         let named = root.descendants().find(|node| node.attribute("id") == Some(id));
         assert!(!named.unwrap().text().unwrap().is_empty());
     }
-    // `a/b to c/d: words`: what a pointer over a cell is told.
-    let told: BTreeMap<(String, String), (String, String)> = root
+    // `a/b to c/d: words`: the tooltip of a cell.
+    let tooltips: BTreeMap<(String, String), (String, String)> = root
         .descendants()
         .filter(|node| node.has_tag_name("rect") && node.attribute("rx").is_some())
         .map(|cell| {
@@ -83,7 +83,7 @@ fn every_cell_of_the_svg_says_what_the_json_says() {
     let mut compared = 0;
     let mut forms = BTreeSet::new();
     for ((src, dst), words) in &wanted {
-        let Some((form, said)) = told.get(&(src.clone(), dst.clone())) else {
+        let Some((form, said)) = tooltips.get(&(src.clone(), dst.clone())) else {
             continue;
         };
         compared += 1;
@@ -103,9 +103,11 @@ fn every_cell_of_the_svg_says_what_the_json_says() {
     assert_eq!(compared, 9 * 9);
     assert_eq!(forms.len(), 3, "{forms:?}");
     assert!(
-        told.keys().any(|(src, _)| src == "shop/cart, catalogue +1 ×3"),
+        tooltips
+            .keys()
+            .any(|(src, _)| src == "shop/cart, catalogue +1 ×3"),
         "{:?}",
-        told.keys()
+        tooltips.keys()
     );
 }
 
@@ -311,7 +313,7 @@ fn the_example_in_the_documentation_is_what_is_drawn() {
 }
 
 #[test]
-fn what_nobody_could_read_is_refused_and_a_part_of_it_shown() {
+fn a_picture_too_large_to_read_is_refused_and_a_part_of_it_shown() {
     let dir = tempfile::tempdir().unwrap();
     let pods: String = (0..501)
         .map(|n| {

@@ -287,8 +287,8 @@ fn a_configured_user_is_taken_or_refused_with_what_it_cannot_read() {
         said.contains("control.user: user 12345 cannot use") && said.contains("manifests"),
         "{said}"
     );
-    let nobody = Bed::new("control: {user: no-such-user}\n");
-    let output = nobody.command(&[]).output().unwrap();
+    let bed = Bed::new("control: {user: no-such-user}\n");
+    let output = bed.command(&[]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(

@@ -74,7 +74,7 @@ fn folders() -> TempDir {
 const WEB: [&str; 2] = ["10.1.0.1", "fd00:1::1"];
 const DB: [&str; 2] = ["10.1.0.2", "fd00:1::2"];
 const API: [&str; 2] = ["10.1.0.3", "fd00:1::3"];
-const NOBODY: [&str; 2] = ["10.1.0.99", "fd00:1::99"];
+const UNOWNED: [&str; 2] = ["10.1.0.99", "fd00:1::99"];
 const NODE: &str = "192.168.0.1";
 const OUTSIDER: [&str; 2] = ["192.0.2.7", "2001:db8::7"];
 const ROUTER: &str = "192.0.2.1";
@@ -238,7 +238,7 @@ fn outcomes() -> Vec<(Packet, &'static str)> {
         (wrong, "drop malformed"),
         (vec![0; 10], "drop truncated"),
         (
-            from_to(NOBODY[0], web).tcp(1, 80, SYN, b""),
+            from_to(UNOWNED[0], web).tcp(1, 80, SYN, b""),
             "drop unknown-endpoint",
         ),
         // Its own node, which a capture cannot show to be it.
@@ -556,7 +556,7 @@ fn random_packets(number: usize) -> Vec<Packet> {
             .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
     };
-    let ends = [WEB, DB, API, NOBODY, OUTSIDER];
+    let ends = [WEB, DB, API, UNOWNED, OUTSIDER];
     let mut at = 1_000_000;
     let mut frames: Vec<Vec<u8>> = Vec::new();
     (0..number)

@@ -8,7 +8,7 @@ mod run_bed;
 use run_bed::*;
 use serde_json::Value;
 
-/// Pod a may reach pod b on port 80, and nobody else may reach it.
+/// Pod a may reach pod b on port 80, and no other end may reach it.
 const ONLY_A: &str = "apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: only-a, namespace: default}
@@ -20,7 +20,7 @@ spec:
     ports: [{port: 80}]
 ";
 
-/// Nobody but a host outside, in place of pod a.
+/// Only a host outside may, in place of pod a.
 const STAGED: &str = "apiVersion: projectcalico.org/v3
 kind: StagedKubernetesNetworkPolicy
 metadata: {name: only-a, namespace: default}
@@ -83,7 +83,7 @@ fn an_allowed_flow_and_a_drop_are_explained_by_their_ids() {
     bed.start();
     serve(&bed.b, POD_B, 80);
     let mut open = connect(&bed.a, POD_B, 80).unwrap_or_else(|error| panic!("{error}\n{}", bed.log()));
-    assert!(connect(&bed.outside, POD_B, 80).is_err(), "nobody else");
+    assert!(connect(&bed.outside, POD_B, 80).is_err(), "from outside");
 
     // The flow.
     let flows = json(
@@ -244,7 +244,7 @@ fn flows_and_drops_say_what_staged_policies_would_do() {
     bed.start();
     serve(&bed.b, POD_B, 80);
     let _open = connect(&bed.a, POD_B, 80).unwrap_or_else(|error| panic!("{error}\n{}", bed.log()));
-    assert!(connect(&bed.outside, POD_B, 80).is_err(), "nobody else");
+    assert!(connect(&bed.outside, POD_B, 80).is_err(), "from outside");
     let text = words(&bed, &["flows", "--staged"]);
     assert!(text.contains("No policy is staged."), "{text}");
 

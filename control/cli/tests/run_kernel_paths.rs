@@ -211,8 +211,8 @@ fn without_b(bed: &Bed) -> String {
 }
 
 #[test]
-fn pods_outside_of_the_configured_networks_are_guarded_when_nobody_judges() {
-    if !may_run("pods_outside_of_the_configured_networks_are_guarded_when_nobody_judges") {
+fn pods_outside_of_the_configured_networks_are_guarded_without_a_dataplane() {
+    if !may_run("pods_outside_of_the_configured_networks_are_guarded_without_a_dataplane") {
         return;
     }
     let mut bed = Bed::new();

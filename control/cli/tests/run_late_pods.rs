@@ -212,9 +212,9 @@ fn watch_links(namespace: &Namespace, names: Vec<String>) -> std::thread::JoinHa
                 }
             }
             open.retain(|name, since| {
-                let nobodys = std::path::Path::new("/sys/fs/bpf/nobody's");
+                let no_pins = std::path::Path::new("/sys/fs/bpf/no-pins");
                 let guarded =
-                    ringwall_bpf::inspect(nobodys, name).is_ok_and(|found| found.other_program.is_some());
+                    ringwall_bpf::inspect(no_pins, name).is_ok_and(|found| found.other_program.is_some());
                 if guarded {
                     took.push(since.elapsed());
                 }

@@ -205,7 +205,7 @@ fn run_and_detach_leave_the_machine_as_it_was() {
     for (key, why) in [
         (
             "ip neigh show nud permanent",
-            "an administrator's neighbours are nobody else's",
+            "an administrator's neighbours stay his own",
         ),
         (
             "/proc/sys/net/ipv6/conf/up0/accept_ra",

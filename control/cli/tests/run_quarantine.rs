@@ -244,8 +244,8 @@ fn send_to_newcomers(gateway: &Namespace, names: Vec<String>, stop: Arc<AtomicBo
 fn is_attached(bed: &Bed, name: &str) -> bool {
     let name = name.to_owned();
     bed.gateway.inside(move || {
-        let nobodys = std::path::Path::new("/sys/fs/bpf/nobody's");
-        ringwall_bpf::inspect(nobodys, &name).is_ok_and(|found| found.other_program.is_some())
+        let no_pins = std::path::Path::new("/sys/fs/bpf/no-pins");
+        ringwall_bpf::inspect(no_pins, &name).is_ok_and(|found| found.other_program.is_some())
     })
 }
 
@@ -331,16 +331,16 @@ fn dropped_of(bed: &Bed) -> u64 {
 }
 
 #[test]
-fn what_new_pods_send_before_their_ports_are_guarded_reaches_nobody() {
-    if may_run("what_new_pods_send_before_their_ports_are_guarded_reaches_nobody") {
+fn what_new_pods_send_before_their_ports_are_guarded_is_dropped() {
+    if may_run("what_new_pods_send_before_their_ports_are_guarded_is_dropped") {
         nothing_gets_past(12);
         nothing_gets_past(110);
     }
 }
 
 #[test]
-fn what_new_pods_on_a_bridge_send_before_their_ports_are_guarded_reaches_nobody() {
-    if !may_run("what_new_pods_on_a_bridge_send_before_their_ports_are_guarded_reaches_nobody") {
+fn what_new_pods_on_a_bridge_send_before_their_ports_are_guarded_is_dropped() {
+    if !may_run("what_new_pods_on_a_bridge_send_before_their_ports_are_guarded_is_dropped") {
         return;
     }
     let mut bed = bed();

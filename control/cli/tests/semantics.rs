@@ -322,7 +322,7 @@ fn s06_pod_selector_alone_is_the_policys_own_namespace() {
 }
 
 #[test]
-fn s07_empty_namespace_selector_is_every_pod_and_nobody_outside() {
+fn s07_empty_namespace_selector_is_every_pod_and_nothing_outside() {
     assert_eq!(
         sources(&from(json!([{"namespaceSelector": {}}]))),
         ["a/web", "b/web", "b/bare"]
@@ -1060,7 +1060,7 @@ fn s46_host_network_pods_are_neither_subject_nor_peer() {
         json!({"ingress": [{"from": [block("192.168.0.2/32", &[])]}]}),
     )]));
     assert!(block.open("a/agent", "a/db", "80/TCP"));
-    // Its address is its node's, also of a node that nobody describes.
+    // Its address is its node's, also of a node without a Node object.
     let world = World::new(base().into_iter().chain([
         pod(
             "b/agent",
@@ -1257,7 +1257,7 @@ fn s52_all_addresses_are_the_pod() {
 }
 
 #[test]
-fn s53_an_address_of_a_pod_network_that_nobody_owns_is_unknown() {
+fn s53_an_address_of_a_pod_network_without_an_owner_is_unknown() {
     let world = World::new(base().into_iter().chain([node(
         "n1",
         &["10.0.0.250"],

@@ -330,7 +330,7 @@ const VALIDATION: Differences = &[
     ("validator_test.go:631", PROFILES),
     (
         "validator_test.go:1158",
-        "HostEndpoints are no subjects here, so nobody reads the names of their profiles",
+        "HostEndpoints are no subjects here, so the names of their profiles are not read",
     ),
     (
         "validator_test.go:2047",

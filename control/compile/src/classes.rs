@@ -1,6 +1,6 @@
 //! Peer classes: addresses and names that rules see alike.
 //!
-//! A class is what sets of pods, what set of blocks and what named ports. Classes and lists stay when nobody is left in
+//! A class is what sets of pods, what set of blocks and what named ports. Classes and lists stay when no end is left in
 //! them; a list whose cohorts a new set holds all of is changed in place.
 
 use hashbrown::HashMap;

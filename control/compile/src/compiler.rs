@@ -42,7 +42,7 @@ impl Compiler {
         }
     }
 
-    /// As [`Self::new`], with hash tables that are seeded by a number which nobody knows who chooses addresses.
+    /// As [`Self::new`], with hash tables that are seeded by a number that is unknown to whoever chooses addresses.
     pub fn seeded(key: EpochKey, budget: Budget, seed: u64) -> Self {
         Self {
             seed: Some(seed),

@@ -36,7 +36,7 @@ use self::state::State;
 pub struct EpochKey(pub [u8; 32]);
 
 impl EpochKey {
-    /// The key of the offline commands, whose epochs nobody compares.
+    /// The key of the offline commands, whose epochs are never compared.
     pub const OFFLINE: Self = Self([0; 32]);
 }
 

@@ -110,7 +110,7 @@ impl Owners {
         matches!(self.pods.get(&address), Some(Claim::One(_)))
     }
 
-    /// Who owns an address; None where nobody does.
+    /// Who owns an address; None where it has no owner.
     pub(super) fn of(&self, address: IpAddr, members: &Members) -> Option<Owner> {
         let newest = |claims: &[u32]| {
             claims.iter().copied().max_by(|one, other| {

@@ -159,7 +159,7 @@ fn in_image(answer: DenialAnswer) -> classify::DenialAnswer {
 }
 
 impl Policies {
-    /// Adds a policy, whose words the vocabulary has learnt. Answers its number, and the sets that nobody named before.
+    /// Adds a policy, whose words the vocabulary has learnt. Answers its number, and the sets that no policy named before.
     pub(super) fn add(
         &mut self,
         policy: &Policy<'_>,

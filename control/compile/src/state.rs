@@ -512,7 +512,7 @@ impl State {
                 let place = Some((class, rows.part));
                 (identity, Some(identity), Counted { piece, place })
             }
-            // Nobody can say which selectors match a pod whose namespace has not been seen.
+            // Which selectors match a pod is unknown while its Namespace is missing.
             None => {
                 let unknown = self.place(IdentityKind::Unknown, 0);
                 if let Some(own) = own {

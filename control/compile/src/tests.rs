@@ -211,7 +211,7 @@ fn templates_have_names_and_no_block() {
 }
 
 #[test]
-fn labels_that_nobody_asks_for_split_nothing() {
+fn labels_that_no_selector_asks_for_split_nothing() {
     let mut pods = Vec::new();
     for number in 0..200 {
         let hash = number.to_string();
@@ -389,7 +389,7 @@ fn hash_is_of_what_is_meant() {
         having("app", "nobody"),
         vec![from(vec![pods_with("hash", "x1")])],
     ));
-    assert_eq!(image(&same).hash, hash, "a policy that selects nobody");
+    assert_eq!(image(&same).hash, hash, "a policy that selects no pod");
     same.settings.pod_cidrs = vec!["10.0.0.0/25".parse().unwrap(), "10.0.0.128/25".parse().unwrap()];
     assert_eq!(image(&same).hash, hash, "networks that are pod networks anyway");
 
@@ -767,7 +767,7 @@ fn a_label_key_of_namespaces_that_comes_and_goes_leaves_nothing_behind() {
     take(&cluster);
     let mut sizes = Vec::new();
     for round in 0..6 {
-        // Of one value that b has, and of one that it gets while nobody asks for the key.
+        // Of one value that b has, and of one that it gets while no selector asks for the key.
         let value = ["blue", "green"][round / 3];
         cluster.insert(Object::Namespace(Namespace {
             name: "b".to_owned(),

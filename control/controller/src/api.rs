@@ -207,7 +207,7 @@ fn local(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(configured)
 }
 
-/// Binds under another name first, so that nobody can connect before the mode is 0600. A socket that is left over is
+/// Binds under another name first, so that no client can connect before the mode is 0600. A socket that is left over is
 /// replaced; the lock of `ringwall run` keeps a second instance away.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let mut hidden = path.as_os_str().to_owned();

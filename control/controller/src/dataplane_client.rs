@@ -251,26 +251,26 @@ struct Offer {
 impl ClientLoop {
     async fn run(mut self) {
         let mut pause = self.timing.retry_first;
-        let mut told = None;
+        let mut logged = None;
         let mut ever = false;
         loop {
             let reason = match self.connect().await {
                 Ok(session) => {
                     ever = true;
                     pause = self.timing.retry_first;
-                    told = None;
+                    logged = None;
                     self.serve(session).await.to_string()
                 }
                 Err(error) => error.to_string(),
             };
-            if told.as_ref() != Some(&reason) {
+            if logged.as_ref() != Some(&reason) {
                 if ever {
                     tracing::warn!("not connected to the dataplane: {reason}");
                 } else {
                     // `ringwall run` starts control first.
                     tracing::info!("not connected to the dataplane yet: {reason}");
                 }
-                told = Some(reason.clone());
+                logged = Some(reason.clone());
             }
             if self.events.send(Event::Disconnected { reason }).is_err() {
                 return;

@@ -147,7 +147,7 @@ pub enum ControlError {
     /// The API server cannot be used.
     #[error(transparent)]
     Kube(#[from] KubeError),
-    /// Nobody could ask it.
+    /// It could not be asked.
     #[error(transparent)]
     Api(#[from] crate::api::ApiError),
     /// A thread cannot be started.
@@ -333,7 +333,7 @@ struct SupervisorCommands {
     stop: mpsc::Receiver<()>,
     /// To take over.
     go: mpsc::UnboundedReceiver<()>,
-    /// Where to report; None where nobody supervises it.
+    /// Where to report; None without a supervisor.
     line: Option<Arc<Lifeline>>,
 }
 

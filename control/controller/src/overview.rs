@@ -440,8 +440,8 @@ impl Overview {
     pub(super) fn another_cluster(&self, place: &str, before: &ClusterUid, now: &ClusterUid) {
         let text = format!(
             "{place} is another cluster than before: its namespace kube-system has the UID {now}, and the policy in force was \
-             made from one where that is {before}; the new cluster's policy replaces it. If nobody rebuilt or moved the \
-             cluster, check which server the kubeconfig names"
+             made from one where that is {before}; the new cluster's policy replaces it. If the cluster was not rebuilt or moved, \
+             check which server the kubeconfig names"
         );
         tracing::warn!("{text}");
         self.inner().replaced = Some((Instant::now(), text));

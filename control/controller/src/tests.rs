@@ -1597,7 +1597,7 @@ async fn another_cluster_in_the_same_place_is_an_alarm_and_its_policy_replaces_t
     assert!(alarms(&status).is_empty(), "{:?}", alarms(&status));
     control.stop().await;
 
-    // Another one, which was built while nobody looked.
+    // Another one, which was built in the meantime.
     let second = ApiServer::start().unwrap();
     second.apply(kube_system("second"));
     let before = bed.dataplane.images().len();
@@ -2139,8 +2139,11 @@ async fn a_compiler_that_loses_a_policy_is_found_out() {
     }
 }
 
-/// Runs until the supervisor of a staged process is told something.
-async fn told(staged: &mut Controller, heard: &mut mpsc::UnboundedReceiver<Milestone>) -> Milestone {
+/// Runs until a staged process reports to its supervisor.
+async fn next_milestone(
+    staged: &mut Controller,
+    heard: &mut mpsc::UnboundedReceiver<Milestone>,
+) -> Milestone {
     tokio::select! {
         ended = staged.run() => panic!("{ended}"),
         milestone = heard.recv() => milestone.unwrap(),
@@ -2158,7 +2161,7 @@ async fn staged(options: Options) -> (Controller, mpsc::UnboundedReceiver<Milest
 async fn a_staged_process_hands_its_snapshot_over_and_is_silent_until_it_takes_over() {
     let bed = Bed::new();
     let (mut staged, mut heard) = staged(bed.options()).await;
-    let Milestone::Staged(image) = told(&mut staged, &mut heard).await else {
+    let Milestone::Staged(image) = next_milestone(&mut staged, &mut heard).await else {
         panic!("nothing is staged");
     };
     assert_eq!(describe(&image.to_bytes()), "1001: a/one");
@@ -2186,8 +2189,8 @@ async fn a_staged_process_hands_its_snapshot_over_and_is_silent_until_it_takes_o
         kept.images.push(image.to_bytes());
     }
     staged.take_over().await.unwrap();
-    let told = told(&mut staged, &mut heard).await;
-    assert!(matches!(told, Milestone::InCharge));
+    let milestone = next_milestone(&mut staged, &mut heard).await;
+    assert!(matches!(milestone, Milestone::InCharge));
     let control = Running::new(staged);
     let images = bed.dataplane.image("1002: a/one a/two").await;
     assert_eq!(images, ["1001: a/one", "1002: a/one a/two"]);
@@ -2203,7 +2206,7 @@ async fn a_staged_process_that_cannot_compile_says_why() {
         ..bed.options()
     };
     let (mut staged, mut heard) = staged(options).await;
-    let Milestone::NoSnapshot(reason) = told(&mut staged, &mut heard).await else {
+    let Milestone::NoSnapshot(reason) = next_milestone(&mut staged, &mut heard).await else {
         panic!("it was made");
     };
     assert!(reason.contains("its budget is 1"), "{reason}");

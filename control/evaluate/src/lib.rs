@@ -149,9 +149,9 @@ pub fn identify(cluster: &Cluster, address: IpAddr) -> End<'_> {
     // 50, 54: of several, the newest that is not going away; then the greatest UID; the name only settles what manifests
     // leave open.
     if let Some(pod) = claimants.max_by_key(|pod| (!pod.terminating, pod.created, &pod.uid, &pod.key)) {
-        // 54: nobody can say which selectors match a pod whose namespace has not been seen.
-        let seen = cluster.namespaces.contains_key(&pod.key.namespace);
-        return end(if seen {
+        // 54: which selectors match a pod is unknown while its Namespace is missing.
+        let has_namespace = cluster.namespaces.contains_key(&pod.key.namespace);
+        return end(if has_namespace {
             Identity::Pod(pod)
         } else {
             Identity::Unknown
@@ -193,9 +193,9 @@ pub fn named<'a>(cluster: &'a Cluster, key: &ObjectKey) -> Option<End<'a>> {
         .pods
         .get(key)
         .filter(|pod| !pod.host_network && !pod.finished)?;
-    let seen = cluster.namespaces.contains_key(&key.namespace);
+    let has_namespace = cluster.namespaces.contains_key(&key.namespace);
     Some(End {
-        identity: if seen {
+        identity: if has_namespace {
             Identity::Pod(pod)
         } else {
             Identity::Unknown
@@ -613,7 +613,7 @@ fn rule_matches(
     peers && ports
 }
 
-/// How blocks are read for an end whose address nobody knows yet: manifests alone leave open which hold it.
+/// How blocks are read for an end whose address is not known yet: manifests alone leave open which hold it.
 fn unplaced<'a>(cluster: &'a Cluster, peer: &End<'_>) -> Option<&'a Unplaced> {
     let nameless = peer.address.is_none() && matches!(peer.identity, Identity::Pod(_));
     cluster.unplaced.as_deref().filter(|_| nameless)

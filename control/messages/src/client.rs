@@ -23,7 +23,7 @@ pub struct Answer {
 /// Asks control over HTTP/1.0: one request, one answer, the end. With a body it is a POST of JSON, else a GET.
 ///
 /// # Errors
-/// Nobody listens, or what comes back in time is not an answer.
+/// Nothing listens there, or what comes back in time is not an answer.
 pub fn ask_control(
     socket: &Path,
     path: &str,
@@ -63,7 +63,7 @@ pub fn ask_control(
 /// Asks the dataplane for its status.
 ///
 /// # Errors
-/// Nobody listens, or what comes back in time is not an answer.
+/// Nothing listens there, or what comes back in time is not an answer.
 pub fn ask_dataplane(socket: &Path, patience: Duration) -> Result<DataplaneStatus, ProtocolError> {
     let connection = Connection::connect(socket)?;
     connection.set_receive_timeout(Some(patience))?;

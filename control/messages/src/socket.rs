@@ -280,7 +280,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`, mode 0600. A socket file that nobody listens on any more is replaced; one that somebody
+    /// Listens at `path`, mode 0600. A socket file without a listener is replaced; one that somebody
     /// listens on is an error.
     pub fn bind(path: &Path) -> Result<Self, ProtocolError> {
         let failed = |error: io::Error| ProtocolError::Listen {
@@ -306,7 +306,7 @@ impl Listener {
                 None,
             )?;
             rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-            // Nobody can connect before listen, so the mode is in force in time. The folder's group is that of control.
+            // No client can connect before listen, so the mode is in force in time. The folder's group is that of control.
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
             rustix::net::listen(&socket, 16)?;
             Ok(socket)
@@ -340,7 +340,7 @@ impl Drop for Listener {
     }
 }
 
-/// Memory with the bytes of an image in it, sealed: nobody can change or resize it any more.
+/// Memory with the bytes of an image in it, sealed: it cannot be changed or resized any more.
 pub fn image_memfd(name: &str, bytes: &[u8]) -> Result<OwnedFd, ProtocolError> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(fd);

@@ -42,7 +42,7 @@ pub enum SupervisorOrder {
     },
     /// Take the ports over; to a staged control: take over.
     Go {
-        /// To a dataplane: nobody may connect before [`SupervisorOrder::Serve`], and nothing is kept on disk.
+        /// To a dataplane: no client may connect before [`SupervisorOrder::Serve`], and nothing is kept on disk.
         on_trial: bool,
     },
     /// To a dataplane on trial: it stays.

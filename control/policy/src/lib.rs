@@ -275,7 +275,7 @@ pub struct Cluster {
     pub unevaluated_kinds: BTreeSet<String>,
     /// Configuration.
     pub settings: Settings,
-    /// How ipBlocks are read for pods whose address nobody knows; None: no block holds them, as in a running firewall.
+    /// How ipBlocks are read for pods whose address is not known; None: no block holds them, as in a running firewall.
     pub unplaced: Option<Arc<Unplaced>>,
 }
 

@@ -177,7 +177,7 @@ impl Cluster {
     }
 }
 
-/// A namespace that nobody describes: without labels of its own.
+/// A namespace without an object of its own: without labels of its own.
 fn supplied(name: String) -> Object {
     let labels = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), name.clone())]);
     Object::Namespace(Namespace {

@@ -15,7 +15,7 @@ pub struct Services {
     pub services: OrdMap<ObjectKey, Arc<Service>>,
     /// EndpointSlices by their own namespace and name.
     pub slices: OrdMap<ObjectKey, Arc<EndpointSlice>>,
-    /// Pods that are not ready. Of others nobody says so.
+    /// Pods that say that they are not ready.
     pub unready: OrdSet<ObjectKey>,
     /// The zone of each node that has one.
     pub zones: OrdMap<String, String>,

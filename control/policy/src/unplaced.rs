@@ -1,4 +1,4 @@
-//! Pods whose address nobody knows: workload templates, and pods without a status.
+//! Pods whose address is not known: workload templates, and pods without a status.
 //!
 //! An ipBlock matches addresses. A running firewall never asks about a pod that has none; who reads manifests does. Such
 //! a pod will have an address of the pod network, so a rule whose blocks hold all of that network matches it *surely*, and
@@ -22,7 +22,7 @@ use ipnet::IpNet;
 
 use super::{Action, Cluster, NetworkPolicy, Operator, Peer, Pod, Requirement, Rule, Selector, TieredRule};
 
-/// How ipBlocks are read for pods whose address nobody knows.
+/// How ipBlocks are read for pods whose address is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unplaced {
     /// Where their addresses will be.

@@ -51,7 +51,7 @@ const DATAPLANE_KEEPS: CapabilitySet = CapabilitySet::NET_ADMIN
 /// Why a process cannot be confined.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
-    /// `control.user` is nobody.
+    /// There is no user named `control.user`.
     #[error(
         "control.user: there is no user `{0}` on this machine; make one (`useradd --system {0}`), or leave the key out"
     )]
@@ -274,7 +274,7 @@ fn link_socket(config: &Config) -> Result<(), ConfineError> {
     })
 }
 
-/// Makes a folder, unless it is there. Folders above it that are missing can be passed by everybody, and listed by nobody;
+/// Makes a folder, unless it is there. Folders above it that are missing can be passed by everybody, and not be listed;
 /// so can the one of all installations, which earlier versions closed.
 ///
 /// # Errors

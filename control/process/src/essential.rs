@@ -55,7 +55,7 @@ struct Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
-        // Nobody listens any more where the process is ending as it should.
+        // The receiver is gone where the process is ending as it should.
         let _ = self.essential.ends.send(TaskExit {
             name: std::mem::take(&mut self.name),
             panicked: std::thread::panicking(),
@@ -91,7 +91,7 @@ impl Essential {
         }
     }
 
-    /// Starts a task. One that is aborted counts as ended, too: do so only when nobody listens any more.
+    /// Starts a task. One that is aborted counts as ended, too: do so only when the receiver is gone.
     pub fn task(&self, name: &str, body: impl Future<Output = ()> + Send + 'static) -> task::JoinHandle<()> {
         let report = self.report(name);
         tokio::spawn(async move {
@@ -129,7 +129,7 @@ impl Exits {
 }
 
 /// Tells a loop that stands still from one that is busy or asleep. Counts looks, not seconds: while the whole process is
-/// stopped (a debugger, a suspended machine), nobody looks either.
+/// stopped (a debugger, a suspended machine), nothing checks them either.
 #[derive(Debug)]
 pub struct StallDetector {
     limit: u32,

@@ -15,7 +15,7 @@ use super::{
 /// What an address is that no pod and no node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Unowned {
-    /// In a pod network, but nobody's (SEMANTICS 53).
+    /// In a pod network, but without an owner (SEMANTICS 53).
     PodNetwork,
     /// In a Service network.
     Service,

@@ -26,7 +26,7 @@ pub(super) enum Owner {
     Unseen(u32),
     /// A node, by the number of its name.
     Node(u32),
-    /// Nobody.
+    /// No owner.
     Unowned(Unowned),
 }
 

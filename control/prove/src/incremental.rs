@@ -31,9 +31,9 @@ use super::{
 #[derive(Debug, Default)]
 struct Touched {
     ends: BTreeSet<EndRef>,
-    /// Endpoints of the snapshot that may be nobody's.
+    /// Endpoints of the snapshot that may have no owner.
     endpoints: BTreeSet<ObjectKey>,
-    /// Names that nobody has any more.
+    /// Names that no longer exist.
     gone: BTreeSet<ObjectKey>,
     /// Whether all address ranges are.
     ranges: bool,
@@ -56,8 +56,8 @@ impl Proof {
         if !self.expected.rules.has_tiers_of(cluster) {
             return None;
         }
-        let since = snapshot.changes_since(&self.snapshot)?;
-        if since.nodes {
+        let changes = snapshot.changes_since(&self.snapshot)?;
+        if changes.nodes {
             return None;
         }
         let older = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
@@ -66,8 +66,8 @@ impl Proof {
         self.relation.take_moved_ranges();
         self.expected.terms_stay();
         let mut touched = Touched::default();
-        self.touched_by_ranges(&since, &older, &mut touched);
-        self.touched_by_tables(&since, &older, &mut touched);
+        self.touched_by_ranges(&changes, &older, &mut touched);
+        self.touched_by_tables(&changes, &older, &mut touched);
         let mut replaced = self.touched_by_policies(cluster, &mut touched);
         self.touched_by_address_sets(cluster, &mut replaced, &mut touched);
         self.touched_by_namespaces(cluster, &mut touched);
@@ -78,7 +78,7 @@ impl Proof {
             self.reseat(&replaced);
         }
         let proven = ends
-            .and_then(|()| self.cells_again(&since, &older))
+            .and_then(|()| self.cells_again(&changes, &older))
             .and_then(|()| self.epochs_again(cluster, &touched, &older));
         self.expected.follow(cluster);
         self.report.classes = self.classes();
@@ -90,8 +90,8 @@ impl Proof {
     }
 
     /// 6: addresses that no host has, where the tries differ.
-    fn touched_by_ranges(&mut self, since: &SnapshotChanges, older: &Snapshot, touched: &mut Touched) {
-        if !since.ranges {
+    fn touched_by_ranges(&mut self, changes: &SnapshotChanges, older: &Snapshot, touched: &mut Touched) {
+        if !changes.ranges {
             return;
         }
         let nodes = self.range_nodes.take().or_else(|| RangeNodes::of(older));
@@ -129,12 +129,12 @@ impl Proof {
     }
 
     /// 6: ends of which some record that answers for them differs.
-    fn touched_by_tables(&self, since: &SnapshotChanges, older: &Snapshot, touched: &mut Touched) {
+    fn touched_by_tables(&self, changes: &SnapshotChanges, older: &Snapshot, touched: &mut Touched) {
         touched
             .ends
-            .extend(since.hosts.iter().map(|addr| EndRef::Address((*addr).into())));
+            .extend(changes.hosts.iter().map(|addr| EndRef::Address((*addr).into())));
         let (mut nodes, mut places) = (HashSet::new(), false);
-        for identity in &since.identities {
+        for identity in &changes.identities {
             // Whoever had this identity was proven to be what it says.
             match identity.kind {
                 IdentityKind::Pod => {
@@ -148,15 +148,15 @@ impl Proof {
         }
         if places || !nodes.is_empty() {
             touched.ranges |= places;
-            let concerned = |seen: &ObservedEnd| match seen.end.who {
+            let concerned = |observed: &ObservedEnd| match observed.end.who {
                 Owner::Pod(_) => false,
-                Owner::Node(_) => nodes.contains(&seen.node),
+                Owner::Node(_) => nodes.contains(&observed.node),
                 Owner::Unseen(_) | Owner::Unowned(_) => places,
             };
-            let ends = self.relation.ends().filter(|(_, seen)| concerned(seen));
+            let ends = self.relation.ends().filter(|(_, observed)| concerned(observed));
             touched.ends.extend(ends.map(|(place, _)| *place));
         }
-        for number in since.endpoints.iter().chain(&since.names) {
+        for number in changes.endpoints.iter().chain(&changes.names) {
             if let Some(endpoint) = older.endpoint(*number) {
                 self.touch(&key_of(&endpoint), touched);
             }
@@ -242,16 +242,16 @@ impl Proof {
             places.extend(self.relation.ends().map(|(place, _)| place).filter(inside));
         }
         for place in places {
-            let Some(seen) = self.relation.seen(place).copied() else {
+            let Some(observed) = self.relation.observed(place).copied() else {
                 continue;
             };
             let blocks = match place {
                 EndRef::Address(address) => self.expected.space.find(address).blocks,
                 EndRef::Name(_) => 0,
             };
-            let end = self.expected.end_of(seen.end.who, blocks);
-            if end != seen.end {
-                self.relation.put(place, ObservedEnd { end, ..seen });
+            let end = self.expected.end_of(observed.end.who, blocks);
+            if end != observed.end {
+                self.relation.put(place, ObservedEnd { end, ..observed });
             }
         }
     }
@@ -263,7 +263,7 @@ impl Proof {
         let mut known = HashSet::new();
         for (place, was) in self.relation.moved() {
             // What an end was in between has not been proven.
-            if let Some(is) = self.relation.seen(*place).filter(|_| known.insert(*place))
+            if let Some(is) = self.relation.observed(*place).filter(|_| known.insert(*place))
                 && self.expected.only_gained(was.end.meaning, is.end.meaning)
             {
                 gained.entry((is.class, is.end.meaning)).or_insert(was.class);
@@ -297,9 +297,9 @@ impl Proof {
         if cut {
             self.expected.cut_again(cluster);
             touched.ranges = true;
-            let nobodys = |seen: &ObservedEnd| matches!(seen.end.who, Owner::Unowned(_));
-            let nobodys = self.relation.ends().filter(|(_, seen)| nobodys(seen));
-            touched.ends.extend(nobodys.map(|(place, _)| *place));
+            let is_unowned = |observed: &ObservedEnd| matches!(observed.end.who, Owner::Unowned(_));
+            let unowned = self.relation.ends().filter(|(_, observed)| is_unowned(observed));
+            touched.ends.extend(unowned.map(|(place, _)| *place));
         }
     }
 
@@ -337,7 +337,7 @@ impl Proof {
         self.settings()?;
         // Those of nodes first, then as now: by then it is known which nodes have addresses.
         let (nodes, others): (Vec<EndRef>, Vec<EndRef>) = touched.ends.iter().partition(|place| {
-            let was = self.relation.seen(**place).map(|seen| seen.end.who);
+            let was = self.relation.observed(**place).map(|observed| observed.end.who);
             let now = match place {
                 EndRef::Address(address) => Some(self.expected.who(*address)),
                 EndRef::Name(_) => None,
@@ -385,15 +385,15 @@ impl Proof {
     }
 
     /// 7: cells that are read for the first time, and those of which some record differs.
-    fn cells_again(&mut self, since: &SnapshotChanges, older: &Snapshot) -> Result<(), Wrong> {
-        self.forget(since);
+    fn cells_again(&mut self, changes: &SnapshotChanges, older: &Snapshot) -> Result<(), Wrong> {
+        self.forget(changes);
         self.relation
-            .follow_own_nodes(&since.isolating, older, &self.snapshot);
+            .follow_own_nodes(&changes.isolating, older, &self.snapshot);
         let gained = self.gained();
         let (mut new_lines, mut new_columns) = self.relation.take_new();
         // Of those that kept their class, the cells are old ones.
         new_columns.retain(|column| gained.get(column) != Some(&column.0));
-        for row in &since.isolating {
+        for row in &changes.isolating {
             new_lines.extend(self.relation.lines_of(*row));
         }
         if !new_lines.is_empty() {
@@ -421,7 +421,7 @@ impl Proof {
                         }
                         let map = pages.0.and_then(|page| self.snapshot.port_map_on(page, column.0));
                         let before = pages.1.and_then(|page| older.port_map_on(page, *was));
-                        let alike = map == before && map.is_some_and(|map| !since.port_maps.contains(&map));
+                        let alike = map == before && map.is_some_and(|map| !changes.port_maps.contains(&map));
                         last = Some((pages, alike));
                         alike
                     });
@@ -435,7 +435,7 @@ impl Proof {
         }
         let mut columns = Vec::new();
         let mut of_page = None;
-        for (row, first) in &since.pages {
+        for (row, first) in &changes.pages {
             if of_page != Some(*first) {
                 of_page = Some(*first);
                 columns.clear();
@@ -456,7 +456,7 @@ impl Proof {
             for column in &columns {
                 let map = self.snapshot.port_map_of(cells(*row), column.0);
                 let same = map == older.port_map_of(cells(*row), column.0);
-                if same && map.is_some_and(|map| !since.port_maps.contains(&map)) {
+                if same && map.is_some_and(|map| !changes.port_maps.contains(&map)) {
                     continue;
                 }
                 for line in &lines {
@@ -486,7 +486,7 @@ impl Proof {
                 });
             }
         }
-        // Ends whose epoch is what it was, and what they were. To selectors and names of ports that nobody asked for
+        // Ends whose epoch is what it was, and what they were. To selectors and names of ports that no rule asked for
         // before, what everybody decided before is the same.
         let mut was: HashMap<EndRef, (End, End)> = HashMap::new();
         for (address, old, new) in moved_ranges {
@@ -497,7 +497,7 @@ impl Proof {
         for (place, old) in moved {
             let old = old.end;
             if let EndRef::Address(address) = place
-                && let Some(new) = self.relation.seen(place).map(|seen| seen.end)
+                && let Some(new) = self.relation.observed(place).map(|observed| observed.end)
                 && ((old.subjects, old.own_node) != (new.subjects, new.own_node)
                     || !self.expected.only_gained(old.meaning, new.meaning))
                 && self.keeps_epoch(address, older)
@@ -704,7 +704,7 @@ impl Proof {
         }
     }
 
-    /// Whether much of what has been numbered can be nobody's any more.
+    /// Whether much of what has been numbered may be out of use.
     fn has_grown(&self) -> bool {
         let (columns, lines) = self.relation.sizes();
         let policies = self.expected.cluster().policies.len() + self.expected.cluster().tiered.len();

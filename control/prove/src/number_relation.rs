@@ -70,7 +70,7 @@ pub(super) type ClassMeaning = (u32, u32);
 #[derive(Debug, Default)]
 pub(super) struct NumberRelation {
     ends: HashMap<EndRef, ObservedEnd>,
-    /// Ranges of addresses that nobody has, by family (IPv4 first) and an address of the range.
+    /// Ranges of addresses without an owner, by family (IPv4 first) and an address of the range.
     ranges: [BTreeMap<u128, ObservedEnd>; 2],
     columns: BTreeMap<ClassMeaning, u32>,
     lines: BTreeMap<RowSubject, u32>,
@@ -81,7 +81,7 @@ pub(super) struct NumberRelation {
     changed_nodes: BTreeSet<u32>,
     /// Ends that were others, since that was last asked for, and what they were.
     moved: Vec<(EndRef, ObservedEnd)>,
-    /// Addresses that nobody has, one of each range that means something else, then and now.
+    /// Addresses without an owner, one of each range that means something else, then and now.
     moved_ranges: Vec<(IpAddr, End, End)>,
     /// Where both sides' ranges begin, by family.
     cuts: [Vec<u128>; 2],
@@ -92,11 +92,11 @@ pub(super) struct NumberRelation {
 
 impl NumberRelation {
     /// Takes what was found out about an end, in place of what was known.
-    pub(super) fn put(&mut self, place: EndRef, seen: ObservedEnd) {
-        self.count(&seen);
-        if let Some(before) = self.ends.insert(place, seen) {
+    pub(super) fn put(&mut self, place: EndRef, observed: ObservedEnd) {
+        self.count(&observed);
+        if let Some(before) = self.ends.insert(place, observed) {
             self.uncount(&before);
-            if before.end != seen.end || before.class != seen.class {
+            if before.end != observed.end || before.class != observed.class {
                 self.moved.push((place, before));
             }
         }
@@ -114,8 +114,8 @@ impl NumberRelation {
         self.ends.iter()
     }
 
-    /// Takes what was found out about the ranges from a first to a last address of a family, each by an address of it that
-    /// nobody has, in place of what was known. `cuts` are where ranges begin, those with and without such an address, the one after the last
+    /// Takes what was found out about the ranges from a first to a last address of a family, each by an address of it
+    /// without an owner, in place of what was known. `cuts` are where ranges begin, those with and without such an address, the one after the last
     /// among them.
     pub(super) fn put_ranges(
         &mut self,
@@ -126,14 +126,14 @@ impl NumberRelation {
         ranges: BTreeMap<u128, ObservedEnd>,
     ) {
         let family = usize::from(!v4);
-        for seen in ranges.values() {
-            self.count(seen);
+        for observed in ranges.values() {
+            self.count(observed);
         }
         let before = self.ranges[family].range(first..=last);
         let before: Vec<u128> = before.map(|(number, _)| *number).collect();
         for number in before {
-            if let Some(seen) = self.ranges[family].remove(&number) {
-                self.uncount(&seen);
+            if let Some(observed) = self.ranges[family].remove(&number) {
+                self.uncount(&observed);
             }
         }
         self.ranges[family].extend(ranges);
@@ -159,8 +159,8 @@ impl NumberRelation {
         let own = self.ranges[family].range(begin..=end).skip(1);
         let more: Vec<u128> = own.map(|(number, _)| *number).collect();
         for number in more {
-            if let Some(seen) = self.ranges[family].remove(&number) {
-                self.uncount(&seen);
+            if let Some(observed) = self.ranges[family].remove(&number) {
+                self.uncount(&observed);
             }
         }
     }
@@ -180,49 +180,49 @@ impl NumberRelation {
         let begin = above.checked_sub(1).and_then(|at| self.cuts[family].get(at))?;
         let end = self.cuts[family].get(above).map_or(u128::MAX, |next| next - 1);
         let found = self.ranges[family].range(begin..=&end).next();
-        found.map(|(_, seen)| seen)
+        found.map(|(_, observed)| observed)
     }
 
-    /// Notes that an address which nobody has means something else.
+    /// Notes that an address without an owner means something else.
     pub(super) fn note_moved(&mut self, address: IpAddr, was: End, is: End) {
         self.moved_ranges.push((address, was, is));
     }
 
-    /// Addresses that nobody has and that mean something else than they did, since this was last asked.
+    /// Addresses without an owner that mean something else than they did, since this was last asked.
     pub(super) fn take_moved_ranges(&mut self) -> Vec<(IpAddr, End, End)> {
         std::mem::take(&mut self.moved_ranges)
     }
 
     /// Takes what was found out about an address that is part of its range alone: it may be the first one of it that
-    /// nobody has.
-    pub(super) fn put_in_range(&mut self, address: IpAddr, seen: ObservedEnd) {
+    /// has no owner.
+    pub(super) fn put_in_range(&mut self, address: IpAddr, observed: ObservedEnd) {
         let family = usize::from(!address.is_ipv4());
         let number = super::matching::number(address);
         let above = self.cuts[family].partition_point(|first| *first <= number);
         let first = self.cuts[family].get(above.wrapping_sub(1)).copied().unwrap_or(0);
         let last = self.cuts[family].get(above).map_or(u128::MAX, |next| next - 1);
         if self.ranges[family].range(first..=last).next().is_none() {
-            self.count(&seen);
-            self.ranges[family].insert(number, seen);
+            self.count(&observed);
+            self.ranges[family].insert(number, observed);
         }
     }
 
-    fn count(&mut self, seen: &ObservedEnd) {
-        let column = (seen.class, seen.end.meaning);
+    fn count(&mut self, observed: &ObservedEnd) {
+        let column = (observed.class, observed.end.meaning);
         let ends = self.columns.entry(column).or_default();
         *ends += 1;
         if *ends == 1 {
             self.new_columns.insert(column);
         }
-        if let Owner::Node(name) = seen.end.who {
-            let of_name = self.node_numbers.entry(name).or_insert((seen.node, 0));
+        if let Owner::Node(name) = observed.end.who {
+            let of_name = self.node_numbers.entry(name).or_insert((observed.node, 0));
             of_name.1 += 1;
             if of_name.1 == 1 {
                 self.changed_nodes.insert(name);
             }
-            self.nodes.insert(seen.node, name);
+            self.nodes.insert(observed.node, name);
         }
-        for line in seen.lines().chain(seen.own_node_line()) {
+        for line in observed.lines().chain(observed.own_node_line()) {
             let ends = self.lines.entry(line).or_default();
             *ends += 1;
             if *ends == 1 {
@@ -231,8 +231,8 @@ impl NumberRelation {
         }
     }
 
-    fn uncount(&mut self, seen: &ObservedEnd) {
-        let column = (seen.class, seen.end.meaning);
+    fn uncount(&mut self, observed: &ObservedEnd) {
+        let column = (observed.class, observed.end.meaning);
         if let Some(ends) = self.columns.get_mut(&column) {
             *ends -= 1;
             if *ends == 0 {
@@ -240,7 +240,7 @@ impl NumberRelation {
                 self.new_columns.remove(&column);
             }
         }
-        if let Owner::Node(name) = seen.end.who
+        if let Owner::Node(name) = observed.end.who
             && let Some((number, ends)) = self.node_numbers.get_mut(&name)
         {
             *ends -= 1;
@@ -251,7 +251,7 @@ impl NumberRelation {
                 self.nodes.remove(&number);
             }
         }
-        for line in seen.lines().chain(seen.own_node_line()) {
+        for line in observed.lines().chain(observed.own_node_line()) {
             if let Some(ends) = self.lines.get_mut(&line) {
                 *ends -= 1;
                 if *ends == 0 {
@@ -311,7 +311,7 @@ impl NumberRelation {
     }
 
     /// What is known of an end.
-    pub(super) fn seen(&self, place: EndRef) -> Option<&ObservedEnd> {
+    pub(super) fn observed(&self, place: EndRef) -> Option<&ObservedEnd> {
         self.ends.get(&place)
     }
 
@@ -329,16 +329,16 @@ impl NumberRelation {
 
     /// Ends about which a line decides, whoever the peer is.
     pub(super) fn subjects_of(&self, line: RowSubject) -> Vec<EndRef> {
-        self.ends_where(|seen| seen.lines().any(|own| own == line))
+        self.ends_where(|observed| observed.lines().any(|own| own == line))
     }
 
     /// Ends about whose packets to the node that hosts them a line decides.
     pub(super) fn own_node_subjects_of(&self, line: RowSubject) -> Vec<EndRef> {
-        self.ends_where(|seen| seen.own_node_line() == Some(line))
+        self.ends_where(|observed| observed.own_node_line() == Some(line))
     }
 
     fn ends_where(&self, holds: impl Fn(&ObservedEnd) -> bool) -> Vec<EndRef> {
-        let ends = self.ends.iter().filter(|(_, seen)| holds(seen));
+        let ends = self.ends.iter().filter(|(_, observed)| holds(observed));
         let mut places: Vec<EndRef> = ends.map(|(place, _)| *place).collect();
         places.sort_unstable();
         places
@@ -346,7 +346,9 @@ impl NumberRelation {
 
     /// Whether an end is a pod's.
     pub(super) fn is_pod(&self, place: EndRef) -> bool {
-        self.ends.get(&place).is_some_and(|seen| seen.rows.is_some())
+        self.ends
+            .get(&place)
+            .is_some_and(|observed| observed.rows.is_some())
     }
 
     /// Whether one end is a pod and the other its own node.
@@ -364,28 +366,28 @@ impl NumberRelation {
         if rows.is_empty() {
             return;
         }
-        let led = |seen: &ObservedEnd| seen.rows.is_some_and(|[_, egress]| rows.contains(&egress));
-        let ends = self.ends.iter().filter(|(_, seen)| led(seen));
-        let ends: Vec<(EndRef, ObservedEnd)> = ends.map(|(place, seen)| (*place, *seen)).collect();
-        for (place, seen) in ends {
-            if let Some([_, egress]) = seen.rows {
+        let led = |observed: &ObservedEnd| observed.rows.is_some_and(|[_, egress]| rows.contains(&egress));
+        let ends = self.ends.iter().filter(|(_, observed)| led(observed));
+        let ends: Vec<(EndRef, ObservedEnd)> = ends.map(|(place, observed)| (*place, *observed)).collect();
+        for (place, observed) in ends {
+            if let Some([_, egress]) = observed.rows {
                 let own_node = snapshot.own_node_row(egress);
-                self.put(place, ObservedEnd { own_node, ..seen });
+                self.put(place, ObservedEnd { own_node, ..observed });
             }
         }
     }
 
     /// Ends in a column.
     pub(super) fn peers_in(&self, column: ClassMeaning) -> Vec<EndRef> {
-        let in_column = |seen: &ObservedEnd| (seen.class, seen.end.meaning) == column;
+        let in_column = |observed: &ObservedEnd| (observed.class, observed.end.meaning) == column;
         let mut places: Vec<EndRef> = self
             .ends
             .iter()
-            .filter(|(_, seen)| in_column(seen))
+            .filter(|(_, observed)| in_column(observed))
             .map(|(place, _)| *place)
             .collect();
         for (v4, ranges) in [true, false].into_iter().zip(&self.ranges) {
-            let ranges = ranges.iter().filter(|(_, seen)| in_column(seen));
+            let ranges = ranges.iter().filter(|(_, observed)| in_column(observed));
             places.extend(ranges.map(|(first, _)| EndRef::Address(super::matching::address(v4, *first))));
         }
         places.sort_unstable();

@@ -107,7 +107,7 @@ pub(super) struct Proof {
     isolating_names: HashSet<(u32, u32, Option<u32>)>,
     /// Rows whose isolating policies were asked for.
     named: HashSet<RowSubject>,
-    /// Whether some cell is wrong that no packet reads: as long as nobody comes who could send one.
+    /// Whether some cell is wrong that no packet reads: until an end appears that could send one.
     pub excused: bool,
     lists: Lists,
     pub report: Report,
@@ -246,7 +246,7 @@ impl Proof {
                 _ => others.push(EndRef::Address(address)),
             }
         }
-        // What only the snapshot has is looked at as well: nobody has it.
+        // What only the snapshot has is looked at as well: no object has it.
         let ours: HashSet<IpAddr> = self.expected.addresses().collect();
         let theirs = self.snapshot.hosts().map(IpAddr::from);
         others.extend(
@@ -294,14 +294,14 @@ impl Proof {
                 let identity = self.snapshot.identify(address.into());
                 self.report.addresses += 1;
                 self.identity(place, &end, &identity)?;
-                let seen = ObservedEnd::new(end, &identity, &self.snapshot);
+                let observed = ObservedEnd::new(end, &identity, &self.snapshot);
                 self.exemptions(place, &end, &identity)?;
                 // What is in no host table is part of its range.
                 if matches!(end.who, Owner::Unowned(_)) && !self.snapshot.is_host(address.into()) {
-                    self.relation.put_in_range(address, seen);
+                    self.relation.put_in_range(address, observed);
                     self.relation.drop(place);
                 } else {
-                    self.relation.put(place, seen);
+                    self.relation.put(place, observed);
                 }
             }
             EndRef::Name(slot) => self.name(slot)?,
@@ -435,14 +435,14 @@ impl Proof {
             })
         };
         let Owner::Pod(slot) = end.who else {
-            let told = self
+            let decided = self
                 .snapshot
                 .judge_ends(identity, identity, true, l4, NodeExemption::Trusted);
             self.report.questions += 1;
             let denied = end.who.is_unknown() && !self.expected.settings().allow_unknown;
             let wanted = if denied { Effect::Unknown } else { Effect::Open };
             let right = |side: DirectionVerdict| side.effect == wanted && side.allow != denied;
-            if right(told.ingress) && right(told.egress) {
+            if right(decided.ingress) && right(decided.egress) {
                 return Ok(());
             }
             return wrong(place, place, format!("{} is no pod", self.words(place)));
@@ -451,11 +451,12 @@ impl Proof {
             return Ok(());
         };
         let (node, template) = (known.node, known.pod.template_of.is_some());
-        let told = self
+        let decided = self
             .snapshot
             .judge_ends(identity, identity, true, l4, NodeExemption::Untrusted);
         self.report.questions += 1;
-        let exempt = [told.ingress, told.egress].map(|side| side.effect == Effect::SelfTraffic && side.allow);
+        let exempt =
+            [decided.ingress, decided.egress].map(|side| side.effect == Effect::SelfTraffic && side.allow);
         if exempt != [true; 2] && !template {
             let what = format!("{} may speak to itself", self.words(place));
             return wrong(place, place, what);
@@ -470,22 +471,22 @@ impl Proof {
         };
         // What goes out is decided by a row of its own, of which 4 asks (TIERS 85).
         let of_row = subject(self.snapshot.own_node_row(identity.egress));
-        let told = self
+        let decided = self
             .snapshot
             .judge_ends(&of_row, &host, false, l4, NodeExemption::Untrusted);
-        let to_node = match told.egress.effect {
+        let to_node = match decided.egress.effect {
             Effect::Open | Effect::Profile => EXEMPT,
-            _ => told.egress,
+            _ => decided.egress,
         };
         for (src, dst, out) in [(identity, &host, to_node), (&host, identity, EXEMPT)] {
             for trust in [NodeExemption::Trusted, NodeExemption::Untrusted] {
-                let told = self.snapshot.judge_ends(src, dst, false, l4, trust);
+                let decided = self.snapshot.judge_ends(src, dst, false, l4, trust);
                 self.report.questions += 1;
                 let right = match trust {
-                    NodeExemption::Untrusted => [told.ingress, told.egress]
+                    NodeExemption::Untrusted => [decided.ingress, decided.egress]
                         .iter()
                         .all(|side| side.effect != Effect::Node),
-                    _ => (told.ingress, told.egress) == (EXEMPT, out),
+                    _ => (decided.ingress, decided.egress) == (EXEMPT, out),
                 };
                 if !right {
                     return Err(Wrong {
@@ -538,16 +539,16 @@ impl Proof {
         for (at, begin) in cuts.iter().enumerate() {
             let end = cuts.get(at + 1).map_or(last, |next| next - 1);
             let range = self.expected.space.find_number(v4, *begin);
-            let was = self.relation.range(v4, *begin).map(|seen| seen.end);
-            let low = self.nobodys(v4, *begin..=end, false);
-            let high = self.nobodys(v4, *begin..=end, true);
+            let was = self.relation.range(v4, *begin).map(|observed| observed.end);
+            let low = self.unowned_address(v4, *begin..=end, false);
+            let high = self.unowned_address(v4, *begin..=end, true);
             for number in low.into_iter().chain(high) {
-                let seen = self.nobody(v4, number, range)?;
+                let observed = self.unowned_end(v4, number, range)?;
                 if Some(number) == low {
-                    found.insert(number, seen);
-                    if let Some(was) = was.filter(|was| was.meaning != seen.end.meaning) {
+                    found.insert(number, observed);
+                    if let Some(was) = was.filter(|was| was.meaning != observed.end.meaning) {
                         let address = matching::address(v4, number);
-                        self.relation.note_moved(address, was, seen.end);
+                        self.relation.note_moved(address, was, observed.end);
                     }
                 }
             }
@@ -573,8 +574,13 @@ impl Proof {
         Ok(())
     }
 
-    /// The first or last address that is in no host table and belongs to nobody; None where there is none.
-    fn nobodys(&self, v4: bool, within: std::ops::RangeInclusive<u128>, from_end: bool) -> Option<u128> {
+    /// The first or last address that is in no host table and has no owner; None where there is none.
+    fn unowned_address(
+        &self,
+        v4: bool,
+        within: std::ops::RangeInclusive<u128>,
+        from_end: bool,
+    ) -> Option<u128> {
         let (mut low, mut high) = (*within.start(), *within.end());
         while low <= high {
             let number = if from_end { high } else { low };
@@ -602,8 +608,8 @@ impl Proof {
         None
     }
 
-    /// 2: an address that belongs to nobody.
-    fn nobody(&mut self, v4: bool, number: u128, range: Range) -> Result<ObservedEnd, Wrong> {
+    /// 2: an address without an owner.
+    fn unowned_end(&mut self, v4: bool, number: u128, range: Range) -> Result<ObservedEnd, Wrong> {
         let address = matching::address(v4, number);
         let place = EndRef::Address(address);
         let end = self.expected.end_of(Owner::Unowned(range.place), range.blocks);
@@ -831,7 +837,7 @@ impl Proof {
             self.snapshot
                 .judge_ends(src, dst, false, l4, NodeExemption::Untrusted)
         };
-        let told = match self.expected.subject_of(line.1).direction {
+        let decided = match self.expected.subject_of(line.1).direction {
             Direction::Ingress => judge(&other, &own).ingress,
             Direction::Egress => judge(&own, &other).egress,
         };
@@ -842,22 +848,22 @@ impl Proof {
                     false => Effect::Profile,
                 };
                 // Towards the own node, both are an exemption.
-                let alike = told.effect == wanted
-                    || [Effect::Open, Effect::Profile].contains(&told.effect)
+                let alike = decided.effect == wanted
+                    || [Effect::Open, Effect::Profile].contains(&decided.effect)
                         && self.relation.subjects_of(line).is_empty();
-                told.allow && told.provenance == NONE && alike
+                decided.allow && decided.provenance == NONE && alike
             }
             Outcome::Denied(list) => {
-                !told.allow
-                    && told.effect == Effect::Isolated
-                    && self.names_policies(told.provenance, line.1, list)
+                !decided.allow
+                    && decided.effect == Effect::Isolated
+                    && self.names_policies(decided.provenance, line.1, list)
             }
             Outcome::Rule(rule) => {
                 let wanted = match self.expected.rules.rule(rule).action == Action::Allow {
                     true => (true, Effect::Allow),
                     false => (false, Effect::Deny),
                 };
-                (told.allow, told.effect) == wanted && self.names_rule(told.provenance, rule)
+                (decided.allow, decided.effect) == wanted && self.names_rule(decided.provenance, rule)
             }
         }
     }
@@ -948,14 +954,14 @@ impl Proof {
     }
 
     /// Forgets what was compared with records that differ now.
-    pub(super) fn forget(&mut self, since: &SnapshotChanges) {
-        if !since.port_maps.is_empty() {
-            self.matched.retain(|(_, map)| !since.port_maps.contains(map));
+    pub(super) fn forget(&mut self, changes: &SnapshotChanges) {
+        if !changes.port_maps.is_empty() {
+            self.matched.retain(|(_, map)| !changes.port_maps.contains(map));
         }
-        if !since.provenance.is_empty() {
-            self.rule_names.retain(|(at, _)| !since.provenance.contains(at));
+        if !changes.provenance.is_empty() {
+            self.rule_names.retain(|(at, _)| !changes.provenance.contains(at));
             self.isolating_names
-                .retain(|(at, ..)| !since.provenance.contains(at));
+                .retain(|(at, ..)| !changes.provenance.contains(at));
         }
     }
 

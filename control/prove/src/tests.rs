@@ -292,7 +292,7 @@ fn tiers_decide_one_after_the_other() {
             "Admin b 0",
         ),
         (
-            "71: being selected isolates nobody",
+            "71: being selected does not isolate",
             vec![],
             vec![policy(KUBE_BASELINE, 1, "a", &[])],
             true,
@@ -300,8 +300,11 @@ fn tiers_decide_one_after_the_other() {
         ),
     ];
     for (name, networks, policies, allow, why) in cases {
-        let told = ingress_with(&networks, &policies, Asked::Portless(1));
-        assert!(told.0 == allow && told.1.starts_with(why), "{name}: {told:?}");
+        let decision = ingress_with(&networks, &policies, Asked::Portless(1));
+        assert!(
+            decision.0 == allow && decision.1.starts_with(why),
+            "{name}: {decision:?}"
+        );
     }
 }
 
@@ -360,8 +363,11 @@ fn what_is_passed_on_misses_the_rules_for_every_port() {
         ),
     ] {
         for (networks, (allow, why)) in [(&networks[..], isolated), (&[], not)] {
-            let told = ingress_with(networks, &policies, asked);
-            assert!(told.0 == allow && told.1.starts_with(why), "{asked:?}: {told:?}");
+            let decision = ingress_with(networks, &policies, asked);
+            assert!(
+                decision.0 == allow && decision.1.starts_with(why),
+                "{asked:?}: {decision:?}"
+            );
         }
     }
     // 76: a range holds neither port 0 nor what has no ports.
@@ -374,7 +380,7 @@ fn what_is_passed_on_misses_the_rules_for_every_port() {
     }
 }
 
-/// A generator that needs nobody.
+/// A generator without dependencies.
 /// The state of the generator, and whether anything is Calico's.
 struct Dice(u64, bool);
 
@@ -801,14 +807,14 @@ fn views_that_follow_say_what_the_policies_say() {
                     for other in cluster.pods.values() {
                         for direction in Direction::BOTH {
                             let wanted = read(&cluster, (own, other), direction, asked);
-                            let told = deciding(&mut view, (&own.key, &other.key), direction, asked);
+                            let decision = deciding(&mut view, (&own.key, &other.key), direction, asked);
                             assert_eq!(
-                                told, wanted,
+                                decision, wanted,
                                 "seed {seed}: {} {} {asked:?} {direction:?}\n{cluster:#?}",
                                 own.key, other.key
                             );
-                            let kind = told.1.split(' ').next().expect("a word").to_owned();
-                            *seen.entry(format!("{kind} {}", told.0)).or_default() += 1;
+                            let kind = decision.1.split(' ').next().expect("a word").to_owned();
+                            *seen.entry(format!("{kind} {}", decision.0)).or_default() += 1;
                         }
                     }
                 }

@@ -252,14 +252,15 @@ impl Proof {
             return both("self");
         }
         if self.is_exempt(from.who, to.who, trust) {
-            let mut told = both("its node");
+            let mut expectation = both("its node");
             if matches!(from.who, Owner::Pod(_)) {
-                let (allow, words) = self.by_policies(from.own_node, to.meaning, l4, &mut told.policies);
+                let (allow, words) =
+                    self.by_policies(from.own_node, to.meaning, l4, &mut expectation.policies);
                 if ![OPEN, PROFILE].contains(&words.as_str()) {
-                    told.sides[Direction::Egress as usize] = (allow, words);
+                    expectation.sides[Direction::Egress as usize] = (allow, words);
                 }
             }
-            return told;
+            return expectation;
         }
         let mut policies = BTreeSet::new();
         let sides = [
@@ -345,7 +346,7 @@ impl Proof {
             return no_such_pod();
         };
         let same = self.is_one(src, dst);
-        let told = self.snapshot.judge_ends(&from, &to, same, l4, trust);
+        let decided = self.snapshot.judge_ends(&from, &to, same, l4, trust);
         let mut words = |side: DirectionVerdict| {
             let words = match side.effect {
                 Effect::Open => OPEN.to_owned(),
@@ -366,7 +367,7 @@ impl Proof {
             };
             (side.allow, words)
         };
-        let sides = [words(told.ingress), words(told.egress)];
+        let sides = [words(decided.ingress), words(decided.egress)];
         Expectation { sides, policies }
     }
 

@@ -202,7 +202,7 @@ enum Role {
     Node,
     Pod,
     Template(&'static [&'static str]),
-    /// Of a kind that nobody here knows, with a template of pods where workloads have theirs.
+    /// Of an unknown kind, with a template of pods where workloads have theirs.
     Foreign,
     NetworkPolicy,
     /// A NetworkPolicy that names itself wrongly: isolates.
@@ -221,7 +221,7 @@ enum Role {
 fn role(kind: &str, group: &str, api_version: &str, at: &str) -> Role {
     const POD_TEMPLATE: &[&str] = &["spec", "template"];
     const CRON_JOB_TEMPLATE: &[&str] = &["spec", "jobTemplate", "spec", "template"];
-    // Whatever its group: a Deny that nobody reads must not vanish.
+    // Whatever its group: a Deny that is not read must not vanish.
     let others = tiered::OTHER_GROUPS.contains(&group);
     match tiered::dialect(kind, api_version, at).filter(|_| !others) {
         Some(Ok(dialect)) => return Role::Tiered(dialect),

@@ -48,8 +48,8 @@ pub struct Feed {
     pub(super) _task: Option<AbortOnDrop>,
 }
 
-/// The Services of a source. They are no part of its states, so that what changes in them compiles nothing, and nobody watches them
-/// before somebody asks.
+/// The Services of a source. They are no part of its states, so that what changes in them compiles nothing, and they are not watched
+/// before they are asked for.
 #[derive(Clone, Debug)]
 pub struct ServiceFeed {
     latest: watch::Receiver<Option<Arc<Services>>>,
@@ -583,15 +583,15 @@ impl Health {
     /// For `status`.
     pub fn status(&self) -> SourceStatus {
         let inner = self.inner();
-        let stale = inner.stale_since.map(|since| since.elapsed());
+        let stale = inner.stale_since.map(|begin| begin.elapsed());
         let shown = inner.watches.iter().filter(|watch| watch.wanted);
         SourceStatus {
             kind: self.kind.to_owned(),
             location: inner.location.clone(),
             synced: inner.synced,
             last_event_seconds: inner.last_event.map(|at| at.elapsed().as_secs_f64()),
-            stale_seconds: stale.map(|since| since.as_secs_f64()),
-            stale: stale.is_some_and(|since| since > self.stale_after),
+            stale_seconds: stale.map(|age| age.as_secs_f64()),
+            stale: stale.is_some_and(|age| age > self.stale_after),
             states: inner.states,
             events: inner.events,
             relists: inner.watches.iter().map(|watch| watch.status.relists).sum(),

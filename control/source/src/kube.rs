@@ -101,7 +101,7 @@ pub struct Timing {
     pub probe: Duration,
     /// Alarm after so long without connection.
     pub stale_after: Duration,
-    /// Alarm where a deleted policy stays in force for so long because nobody says whether its namespace lives.
+    /// Alarm where a deleted policy stays in force for so long because it is unknown whether its namespace still exists.
     pub hold_alarm: Duration,
     /// How often to look whether the files with the credentials have changed.
     pub credentials_check: Duration,
@@ -546,7 +546,7 @@ fn take(state: &mut State, message: Message) -> bool {
 /// Waits until somebody asks for Services.
 async fn asked_for(wanted: &mut latest::Receiver<bool>) {
     if wanted.wait_for(|wanted| *wanted).await.is_err() {
-        // Nobody is left who might.
+        // No task is left that might.
         std::future::pending().await
     }
 }
@@ -592,7 +592,7 @@ async fn ask(namespace: String, source: Assembler) {
         let error = match answer {
             Ok(list) => {
                 let now = namespace_now(&namespace, list.items.unwrap_or_default());
-                // Nobody listens: the source has ended.
+                // The receiver is gone: the source has ended.
                 let _ = source.messages.send(Message::Namespace(namespace, now)).await;
                 return;
             }
@@ -639,7 +639,7 @@ mod tests {
 
     use super::*;
 
-    /// A source of which one task does what is given, with a server that nobody reaches.
+    /// A source of which one task does what is given, with a server that cannot be reached.
     async fn feed_with<F>(task: F) -> Feed
     where
         F: Future<Output = ()> + Send + 'static,

@@ -389,7 +389,7 @@ fn scalar(
             let node = node.ok_or_else(|| wrong(place, &format!("{text:?} is not what its tag says")))?;
             (node, Some(text.into()))
         }
-        // Tags that nobody knows make strings.
+        // Unknown tags make strings.
         _ => (string(), None),
     };
     Ok(Located { place, node, written })
@@ -682,7 +682,7 @@ mod tests {
         let quoted = "spec:\n  config: '{\n    \"type\": \"macvlan\"\n}'\n  d: 1\n";
         let wanted = serde_json::json!({"spec": {"config": "{ \"type\": \"macvlan\" }", "d": 1}});
         assert_eq!(value(quoted).unwrap(), wanted);
-        // Between blocks nobody takes a tab.
+        // Between blocks a tab is not allowed.
         for text in [
             "a:\n\tb: 1\n",
             "a:\n- [x]\n\t- y\n",

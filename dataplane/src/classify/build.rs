@@ -243,7 +243,7 @@ type PortMapKey = (PortDecision, Vec<PortRange>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page(PageRecord);
 
-/// Any number, for images whose addresses nobody chooses to anybody's harm.
+/// Any number, for images whose addresses no attacker chooses.
 const SEED: u64 = 0x7269_6e67_7761_6c6c;
 
 impl std::fmt::Debug for ImageBuilder {
@@ -296,7 +296,7 @@ impl ImageBuilder {
     }
 
     /// Makes room for at least so many peer classes. Rows and identities ask for what they use themselves. There is no
-    /// way back: a class that nobody has any more is the caller's to use again.
+    /// way back: the caller may use a class again that no end has any more.
     pub fn classes(&mut self, classes: u32) {
         if classes <= self.classes {
             return;
@@ -999,7 +999,7 @@ impl ImageBuilder {
             + tables.text.len() as u64
     }
 
-    /// Share of [`Self::size`] that nobody uses any more, from 0 to 1. Past a half, a new builder pays.
+    /// Share of [`Self::size`] that is no longer used, from 0 to 1. Past a half, a new builder pays.
     pub fn waste(&self) -> f64 {
         let of = |count: usize, size: usize| count as u64 * size as u64;
         let free = of(self.free_rows.len() * self.pages(), size_of::<PageRecord>())

@@ -741,7 +741,7 @@ fn port_maps_nest_for_types_of_icmp() {
     let [types, rest] = pinged(&mut builder);
     let snapshot = Snapshot::open(&builder.finish([0; 32]).unwrap()).unwrap();
     let (from, to) = (v4(192, 0, 2, 1), v4(10, 0, 0, 1));
-    let told = |l4| {
+    let decided = |l4| {
         let verdict = judge(&snapshot, from, to, l4).ingress;
         let many = snapshot.judge_many(
             &[FirstPacket {
@@ -773,7 +773,7 @@ fn port_maps_nest_for_types_of_icmp() {
         (L4::NoPort { protocol: 47 }, (true, rest)),
         (tcp(80), (true, rest)),
     ] {
-        assert_eq!(told(l4), wanted, "{l4:?}");
+        assert_eq!(decided(l4), wanted, "{l4:?}");
     }
     let (row, _) = snapshot.rows_of(&snapshot.identify(to));
     let spans = snapshot.port_spans(row, snapshot.port_map_of(row, 0)).unwrap();

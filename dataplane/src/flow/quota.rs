@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_counted_for_less_than_it_holds() {
+    fn no_account_is_counted_for_less_than_it_holds() {
         let mut holdings = QuotaSketch::new();
         let account = |n: u32| n.wrapping_mul(0x9e37_79b1);
         for n in 0..2000 {

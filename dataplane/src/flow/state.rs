@@ -299,7 +299,7 @@ const fn rule(state: State, direction: FlowDirection, segment: FlowEvent) -> (St
         (TcpSyn | TcpHandshake, Reply, Fin) => (TcpFinReply, Pass),
 
         // Open. A SYN of the original side is answered by a challenge (RFC 5961 4); one of the other side begins
-        // a connection that nobody has judged.
+        // a connection that has not been judged.
         (TcpEstablished | TcpFinOriginal | TcpFinReply, Original, Syn | SynAck) => (state, Pass),
         (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, Syn) => (state, JudgeAlone),
         (TcpEstablished | TcpFinOriginal | TcpFinReply, Reply, SynAck) => (state, Pass),

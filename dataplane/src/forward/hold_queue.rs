@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_gives_way_to_itself_and_takes_nobody_elses_room() {
+    fn a_scan_gives_way_to_itself_and_takes_no_room_of_others() {
         let mut holds = HoldQueue::new(64, Nanos::from_secs(2));
         let (uplink, pod, other) = (
             port(1, PortKind::Uplink),

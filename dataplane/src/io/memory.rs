@@ -62,7 +62,7 @@ impl MemoryPool {
         self.buffers.len()
     }
 
-    /// Frames that nobody has.
+    /// Frames without an owner.
     pub fn free(&self) -> usize {
         self.free.len()
     }

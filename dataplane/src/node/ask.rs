@@ -212,7 +212,7 @@ impl LocalEnds {
         (self.src || !others.src) && (self.dst || !others.dst)
     }
 
-    /// A judgement about both ends, without what another node decides. What nobody owns (SEMANTICS 53) stays denied: no
+    /// A judgement about both ends, without what another node decides. What has no owner (SEMANTICS 53) stays denied: no
     /// node would.
     pub fn restrict(self, judgement: Judgement) -> Judgement {
         let restricted = |is_local: bool, verdict: DirectionVerdict| match verdict.effect {

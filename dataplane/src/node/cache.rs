@@ -49,7 +49,7 @@ pub const EPOCH_BYTES: usize = size_of::<EpochCell>();
 
 /// What an entry decides.
 pub mod action {
-    /// It is in use by nobody.
+    /// It is not in use.
     pub const NONE: u8 = 0;
     /// Packets pass.
     pub const ALLOW: u8 = 1;

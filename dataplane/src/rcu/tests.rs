@@ -146,7 +146,7 @@ mod model {
     }
 
     #[test]
-    fn adoption_by_all_means_that_nobody_reads_the_old_one() {
+    fn adoption_by_all_means_that_the_old_one_has_no_readers() {
         loom::model(|| {
             let (mut publisher, mut readers) = channel(2);
             let mut second = readers.pop().unwrap();

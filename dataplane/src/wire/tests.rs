@@ -160,7 +160,7 @@ fn source_routes_are_dropped() {
         (vec![131, 7, 4, 10, 0, 0, 1, 0], true),
         (vec![1, 137, 7, 4, 10, 0, 0, 1], true),
         (vec![7, 4, 4, 0, 131, 3, 4, 0], true),
-        (vec![68, 40, 5, 0], true), // longer than there is room for: nobody can say what is behind it
+        (vec![68, 40, 5, 0], true), // longer than there is room for: what is behind it is unknown
         (vec![7, 4, 4, 0, 0, 131, 3, 4], false),
         (vec![148, 4, 0, 0], false),
     ] {
@@ -699,7 +699,7 @@ proptest! {
     }
 }
 
-/// A kernel with an SCTP stack leaves the CRC of its packets to a veth, which leaves it to nobody.
+/// A kernel with an SCTP stack leaves the CRC of its packets to a veth, which does not write it.
 #[test]
 fn the_crc_of_sctp_is_completed_where_it_was_left_out() {
     for template in [v4(), v6()] {

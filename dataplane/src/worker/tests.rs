@@ -62,7 +62,7 @@ const CLIENT: [&str; 2] = ["10.0.0.1", "fd00::1"];
 const WEB: [&str; 2] = ["10.0.0.2", "fd00::2"];
 /// Isolated for egress, nothing allowed; for ingress, echo and everything else from the client.
 const BOX: [&str; 2] = ["10.0.0.3", "fd00::3"];
-const NOBODY: [&str; 2] = ["10.0.0.99", "fd00::99"];
+const UNOWNED: [&str; 2] = ["10.0.0.99", "fd00::99"];
 /// Hosts the web pod.
 const NODE: [&str; 2] = ["10.9.0.1", "fd09::1"];
 const OUTSIDER: [&str; 2] = ["192.0.2.7", "2001:db8::7"];
@@ -77,7 +77,7 @@ struct World {
     /// Goes into the epoch of the web pod.
     web_epoch: u64,
     allow_unknown: bool,
-    /// Whether the pods' prefixes are known; else what is nobody's in them is external.
+    /// Whether the pods' prefixes are known; else what has no owner in them is external.
     pod_cidrs: bool,
     /// Whether the box takes echo requests alone.
     echo_alone: bool,

@@ -61,7 +61,7 @@ impl Drop for NameServer {
     }
 }
 
-/// Asks for a name's address, in the thread's own namespace; None if it has none, or nobody answers in time.
+/// Asks for a name's address, in the thread's own namespace; None if it has none, or no answer comes in time.
 pub(super) fn resolve(server: SocketAddr, name: &str, within: Duration) -> io::Result<Option<Ipv4Addr>> {
     const TRIES: u32 = 3;
     let socket = UdpSocket::bind("0.0.0.0:0")?;

@@ -141,7 +141,7 @@ impl Demo {
         };
         let allows = |from: &str, to: &str, service: Service| -> anyhow::Result<bool> {
             let verdict = judge::verdict(&cluster, address(from)?, address(to)?, service);
-            // What reaches the other node's pod is that node's to judge, and nobody does there.
+            // What reaches the other node's pod is that node's to judge, which has no ringwall.
             Ok(verdict.egress.allow && (to == REMOTE_NAME || verdict.ingress.allow))
         };
         let mut outcomes = Vec::new();

@@ -286,7 +286,7 @@ impl Synthetic {
                 .any_space(|it| !it.system)
                 .map_or(Vec::new(), |space| vec![Step::RelabelSpace(space)]),
             _ if live < self.spec.namespaces => vec![Step::AddSpace],
-            // Small ones: nobody deletes the largest.
+            // Small ones: the largest are not deleted.
             _ => self
                 .any_space(|it| !it.system && it.pods.len() <= 50)
                 .map_or(Vec::new(), |space| vec![Step::EndSpace(space)]),

@@ -195,7 +195,7 @@ fn labels(pod: &Pod, workload: &Workload) -> Value {
     Value::Object(labels)
 }
 
-/// What an API server's pod has besides, and nobody here needs: it is read all the same.
+/// What an API server's pod has besides, and nothing here needs: it is read all the same.
 fn fill_in(object: &mut Value, pod: &Pod, workload: &Workload) {
     let began = time(pod.serial);
     object["metadata"]["generateName"] = json!(format!("{}-", workload.instance));

@@ -124,7 +124,7 @@ fn without_a_configuration_the_nodes_say_where_pods_are() {
         pod("in", "10.1.0.5", "n1"),
         pod("out", "10.2.0.5", "n1"),
     ];
-    // Nobody knows any network: nothing can lie outside.
+    // No network is known: nothing can lie outside.
     let coverage = Coverage::of(&cluster(objects.clone()), &FirewallPosition::default());
     assert_eq!(of(&coverage, "out"), (State::Enforced, vec![]));
     objects.push(node);
@@ -183,7 +183,7 @@ fn policies_say_whom_they_reach() {
     let accepted = [Reason::HostNetwork, Reason::SelectsUnenforced, Reason::Invalid];
     assert!(
         !coverage.lacks(&accepted),
-        "a policy that selects nobody lacks nothing"
+        "a policy that selects no pod lacks nothing"
     );
     cluster
         .unevaluated_kinds

@@ -45,7 +45,7 @@ pub struct Assertion {
     pub allow: Option<Flows>,
     /// No source reaches any destination at any port.
     pub deny: Option<Flows>,
-    /// These reach those, and nobody else does.
+    /// These reach those, and no other does.
     pub only: Option<Only>,
     /// Whether sources or destinations that match nothing are fine; else the assertion fails as vacuous.
     #[serde(default)]
@@ -68,7 +68,7 @@ pub struct Flows {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Only {
-    /// Whose others are shut out: `ingress` (default): nobody but `from` reaches `to`; `egress`: `from` reaches nothing
+    /// Whose others are shut out: `ingress` (default): only `from` reaches `to`; `egress`: `from` reaches nothing
     /// but `to`.
     #[serde(default)]
     pub direction: Direction,
@@ -101,7 +101,7 @@ pub enum OtherPorts {
     /// Nothing.
     #[default]
     Ignore,
-    /// Nobody passes: to the destinations (ingress), from the sources (egress).
+    /// Nothing passes: to the destinations (ingress), from the sources (egress).
     Deny,
 }
 

@@ -127,7 +127,7 @@ fn resolving<'a>(
         ];
     }
     let mut drafts = Vec::new();
-    // Nobody has opened port 53 where every rule that allows it restricts no ports.
+    // Port 53 was not opened on purpose where every rule that allows it restricts no ports.
     let meant = udp.iter().any(|rule| rule.ports.is_some());
     if !servers.is_empty() && !meant {
         let asks = asks(

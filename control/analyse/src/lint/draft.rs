@@ -182,7 +182,7 @@ impl Ask {
         }
     }
 
-    /// The snapshot's answer; None where the ends have no family in common, are nobody, or are exempt from policy.
+    /// The snapshot's answer; None where the ends have no family in common, are unknown, or are exempt from policy.
     fn answer(&self, witnesses: &Witnesses<'_>, judge: &Judge) -> Option<Answer> {
         let (src, dst) = judge
             .ends(witnesses.with_synthetic(), &self.src, &self.dst)

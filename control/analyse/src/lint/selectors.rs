@@ -1,4 +1,4 @@
-//! Selectors that match nobody, somebody else, or more than their author thought of; names of ports that nobody has.
+//! Selectors that match nothing, something else, or more than their author thought of; names of ports that no pod has.
 
 use ringwall_policy::{Labels, NAMESPACE_NAME_LABEL, Operator, Peer, Pod, PortMatch, Protocol, Selector};
 
@@ -89,7 +89,7 @@ fn near(selector: &Selector, labels: &Labels) -> Option<(f64, String)> {
         .max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
-/// How bad it is that nobody is selected: kinds that are passed over may make the pods that are meant.
+/// How bad it is that no pod is selected: kinds that are passed over may make the pods that are meant.
 fn severity(subject: &Subject<'_>) -> Severity {
     match subject.foreign.is_empty() {
         true => Severity::Warning,

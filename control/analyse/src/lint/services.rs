@@ -276,7 +276,7 @@ const OF_API_SERVERS: [&str; 3] = ["apiserver", "kube-apiserver", "openshift-kub
 /// The namespace and name of the API server's Service.
 const KUBERNETES: (&str, &str) = ("default", "kubernetes");
 
-/// The port that API servers listen on where nobody says otherwise.
+/// The port that API servers listen on by default.
 const API_PORT: u16 = 6443;
 
 /// Why no selector is of use.

@@ -116,7 +116,7 @@ fn ports_among_peers<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, dra
         }
     }
     for (direction, at, ports) in places {
-        // Told even where nobody could be selected: it is an error.
+        // Reported even where no pod could be selected: it is an error.
         let us = witnesses.subject(policy.namespace(), &policy.it.subjects);
         let number = ports
             .pointer("/0/port")
@@ -186,8 +186,8 @@ fn or_where_and<'a>(policy: &Policy<'a>, witnesses: &mut Witnesses<'_>, drafts: 
                 .flat_map(|name| witnesses.live(name))
                 .filter(|pod| matches(pods, &pod.labels))
                 .count();
-            let nobody_known = witnesses.live(own).next().is_none() && theirs == 0;
-            let severity = match (covers_own, ours, theirs, nobody_known) {
+            let none_known = witnesses.live(own).next().is_none() && theirs == 0;
+            let severity = match (covers_own, ours, theirs, none_known) {
                 (true, ..) | (false, 0, 1.., _) => Severity::Warning,
                 (false, _, _, true) => Severity::Note,
                 _ => continue,

@@ -268,22 +268,26 @@ fn imagined_pods_change_nothing() {
     let cluster = &loaded.cluster;
     let mut witnesses = Witnesses::new(cluster);
     for namespace in ["a", "b", "c"] {
-        let nobody = subject::selector_of(&ringwall_policy::Labels::from([(
+        let unmatched = subject::selector_of(&ringwall_policy::Labels::from([(
             "k0".to_owned(),
             "v9".to_owned(),
         )]));
         assert!(
             witnesses
-                .pod(witnesses::NamespaceFilter::Named(namespace), &[&nobody], &|_| {
-                    true
-                })
+                .pod(
+                    witnesses::NamespaceFilter::Named(namespace),
+                    &[&unmatched],
+                    &|_| { true }
+                )
                 .is_some()
         );
         assert!(
             witnesses
-                .pod(witnesses::NamespaceFilter::Matching(&nobody), &[&nobody], &|_| {
-                    true
-                })
+                .pod(
+                    witnesses::NamespaceFilter::Matching(&unmatched),
+                    &[&unmatched],
+                    &|_| { true }
+                )
                 .is_some()
         );
     }

@@ -169,7 +169,7 @@ fn accounts<'a>(
             let own = (policy.id.kind == PolicyKind::CalicoNetworkPolicy && !elsewhere)
                 .then_some(policy.id.namespace.as_str());
             let known = subject.accounts(own);
-            // Without pods and accounts nobody can say.
+            // Unknown without pods and accounts.
             if subject.accounts(None).is_empty() {
                 continue;
             }

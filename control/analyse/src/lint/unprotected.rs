@@ -14,7 +14,7 @@ use crate::{explain::conditions::is_subject, flow::EndName};
 const NAMED: usize = 3;
 
 pub(super) fn lint<'a>(subject: &Subject<'a>, witnesses: &mut Witnesses<'_>, drafts: &mut Vec<Draft<'a>>) {
-    // Without any policy there is nothing to check, and nobody thinks otherwise.
+    // Without any policy there is nothing to check, and that is no surprise.
     if subject.cluster.policies.is_empty() && subject.cluster.tiered.is_empty() {
         return;
     }

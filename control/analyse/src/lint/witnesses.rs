@@ -13,7 +13,7 @@ use ringwall_policy::{
 use super::selecting::{label_words, matches, satisfy};
 use crate::flow::EndName;
 
-/// Addresses that belong to documentation, so to nobody.
+/// Addresses reserved for documentation.
 pub(super) const DOC_ADDRESSES: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 9)),
     IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9)),
@@ -162,7 +162,7 @@ impl<'a> Witnesses<'a> {
         let mut labels = Labels::new();
         with.iter().for_each(|selector| satisfy(selector, &mut labels));
         if !suits(&labels) {
-            // Once more with a label that nobody asked for.
+            // Once more with a label that no selector asks for.
             labels.insert("another".to_owned(), "label".to_owned());
         }
         if !suits(&labels) {

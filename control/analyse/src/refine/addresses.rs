@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_begin_where_networks_do_and_have_an_example_that_is_nobodys() {
+    fn ranges_begin_where_networks_do_and_have_an_example_without_owner() {
         let mut cuts = Cuts::new(Family::V4);
         cuts.net(&"10.0.0.0/30".parse().unwrap());
         cuts.net(&"255.255.255.255/32".parse().unwrap());
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_stand_for_ipv4_are_nobodys() {
+    fn addresses_that_stand_for_ipv4_have_no_owner() {
         let slots = Cuts::new(Family::V6).slots(&[]);
         let none: Vec<_> = slots
             .iter()

@@ -452,7 +452,7 @@ impl<const N: usize> Lines<N> {
 pub struct Grid<'a, const N: usize> {
     cells: Cells<'a, N>,
     lines: Lines<N>,
-    /// By row, then by column; [`NONE`] where nobody asked yet.
+    /// By row, then by column; [`NONE`] where it was not asked for yet.
     known_egress: HashMap<u32, Vec<u32>>,
     known_ingress: HashMap<u32, Vec<u32>>,
 }

@@ -399,7 +399,7 @@ impl<'a, const N: usize> Ends<'a, N> {
     }
 
     /// The ranges among ends, which are in order, as the fewest networks. Addresses of pods inside are not meant; ranges
-    /// that are nobody's but pods' are filled in where both their neighbours are there.
+    /// that only pods have are filled in where both their neighbours are there.
     pub fn networks(&self, ends: &[u32]) -> Vec<IpNet> {
         let mut out = Vec::new();
         let mut run: Option<(u32, IpAddr, IpAddr)> = None;

@@ -130,7 +130,7 @@ struct OneFamily {
     /// What the last source's row says of every column, and every row of its column.
     of_row: Answers,
     of_column: Answers,
-    /// Set of changes by answer at the source, then at the destination; [`NONE`] where nobody asked yet.
+    /// Set of changes by answer at the source, then at the destination; [`NONE`] where it was not asked for yet.
     known: Vec<u32>,
 }
 

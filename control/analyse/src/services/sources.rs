@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use ringwall_policy::services::{IpFamily, Service};
 
-use super::{Backend, Client, ClientKind, Directory, Frontend, Seen, endpoints::Candidate};
+use super::{Backend, Client, ClientKind, Directory, Frontend, VisibleSource, endpoints::Candidate};
 use crate::{flow::EndName, judge::Judge};
 
 impl Directory<'_> {
@@ -36,7 +36,11 @@ impl Directory<'_> {
             };
             let seen = self.seen(judge, service, frontend, client, &candidate);
             unknown |= seen.is_empty();
-            let seen = if seen.is_empty() { vec![Seen::Client] } else { seen };
+            let seen = if seen.is_empty() {
+                vec![VisibleSource::Client]
+            } else {
+                seen
+            };
             found.extend(seen.into_iter().map(|seen| Backend {
                 end: end.clone(),
                 pod: candidate.pod.clone(),
@@ -64,7 +68,7 @@ impl Directory<'_> {
         frontend: &Frontend,
         client: &Client<'_>,
         candidate: &Candidate,
-    ) -> Vec<Seen> {
+    ) -> Vec<VisibleSource> {
         let keeps = match frontend {
             Frontend::Headless => true,
             // kube-proxy masquerades what is not from a pod.
@@ -74,7 +78,7 @@ impl Directory<'_> {
         if keeps
             || client.kind == ClientKind::Node && client.node.is_some() && !is_elsewhere(frontend, client)
         {
-            return vec![Seen::Client];
+            return vec![VisibleSource::Client];
         }
         // The node that forwards, where it is known.
         let forwards = match frontend {
@@ -83,10 +87,10 @@ impl Directory<'_> {
         };
         let family = candidate.address.map(IpFamily::of);
         match (forwards, &candidate.node) {
-            (Some(node), Some(own)) if node == own => vec![Seen::Client],
+            (Some(node), Some(own)) if node == own => vec![VisibleSource::Client],
             (Some(node), own) => {
-                let node = self.node_seen(node, family);
-                let client = own.is_none().then_some(Seen::Client);
+                let node = self.node_as_source(node, family);
+                let client = own.is_none().then_some(VisibleSource::Client);
                 client.into_iter().chain(node).collect()
             }
             (None, own) => {
@@ -97,10 +101,10 @@ impl Directory<'_> {
                     .keys()
                     .filter(|name| Some(*name) != own.as_ref())
                 {
-                    let Some(seen) = self.node_seen(name, family) else {
+                    let Some(seen) = self.node_as_source(name, family) else {
                         continue;
                     };
-                    let Seen::Node { address, .. } = &seen else {
+                    let VisibleSource::Node { address, .. } = &seen else {
                         continue;
                     };
                     let end = EndName::Address(*address);
@@ -112,8 +116,8 @@ impl Directory<'_> {
                 if others.is_empty() {
                     return Vec::new();
                 }
-                let mut seen: Vec<Seen> = others.into_values().collect();
-                seen.push(Seen::Client);
+                let mut seen: Vec<VisibleSource> = others.into_values().collect();
+                seen.push(VisibleSource::Client);
                 seen.sort();
                 seen
             }
@@ -121,11 +125,11 @@ impl Directory<'_> {
     }
 
     /// A node as the source of what it masquerades.
-    fn node_seen(&self, name: &str, family: Option<IpFamily>) -> Option<Seen> {
+    fn node_as_source(&self, name: &str, family: Option<IpFamily>) -> Option<VisibleSource> {
         let node = self.cluster.nodes.get(name)?;
         let mut addresses = node.addresses.iter().copied();
         let address = addresses.find(|it| family.is_none_or(|family| IpFamily::of(*it) == family))?;
-        Some(Seen::Node {
+        Some(VisibleSource::Node {
             name: name.to_owned(),
             address,
         })

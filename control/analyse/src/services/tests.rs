@@ -90,8 +90,8 @@ fn ends(loaded: &Loaded, (src, dst): (&str, &str), port: &str, protocol: u8) -> 
                     (None, end) => end.to_string(),
                 };
                 let seen = match &backend.seen {
-                    Seen::Client => String::new(),
-                    Seen::Node { name, .. } => format!("<{name}"),
+                    VisibleSource::Client => String::new(),
+                    VisibleSource::Node { name, .. } => format!("<{name}"),
                 };
                 let sent = if backend.sent_to.is_some() { "!" } else { "" };
                 format!("{end}:{}{seen}{sent}", backend.port)
@@ -344,7 +344,7 @@ fn from_outside_the_traffic_policy_decides_who_is_seen() {
         of(node_port, CLIENT, "192.168.0.2", "30080"),
         "w1:8080<n2! w2:9090!"
     );
-    // Inside, nobody is masqueraded.
+    // Inside, no client is masqueraded.
     assert_eq!(of(node_port, CLIENT, WEB, "80"), "w1:8080 w2:9090");
     assert_eq!(of(node_port, "192.168.0.2", "10.96.0.7", "80"), "w1:8080 w2:9090");
     // No endpoint where it arrives.

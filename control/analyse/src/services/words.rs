@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, Frontend, Outcome, Resolved, Seen, Source};
+use super::{Backend, Frontend, Outcome, Resolved, Source, VisibleSource};
 use crate::{flow, flow::EndName};
 
 /// Which Service, port and frontend a destination stands for.
@@ -43,7 +43,7 @@ pub struct BackendReport {
     pub dst_port: u16,
     /// The node that it sees as the source, where that is not the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seen_as: Option<SeenReport>,
+    pub seen_as: Option<VisibleSourceReport>,
     /// What the client's own policies see as the destination, where that is not the endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_to: Option<SentReport>,
@@ -51,7 +51,7 @@ pub struct BackendReport {
 
 /// A node as the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SeenReport {
+pub struct VisibleSourceReport {
     /// Its name.
     pub node: String,
     /// Its address.
@@ -150,8 +150,8 @@ impl Backend {
             },
             dst_port: self.port,
             seen_as: match &self.seen {
-                Seen::Client => None,
-                Seen::Node { name, address } => Some(SeenReport {
+                VisibleSource::Client => None,
+                VisibleSource::Node { name, address } => Some(VisibleSourceReport {
                     node: name.clone(),
                     src_ip: *address,
                 }),
@@ -173,8 +173,8 @@ impl Backend {
             ..asked
         };
         let seen = match &self.seen {
-            Seen::Client => String::new(),
-            Seen::Node { name, address } => format!(", from node {name} ({address})"),
+            VisibleSource::Client => String::new(),
+            VisibleSource::Node { name, address } => format!(", from node {name} ({address})"),
         };
         format!("{end} {port}{seen}")
     }

@@ -141,7 +141,7 @@ pub(super) fn tell(
     out: &mut impl Write,
 ) -> anyhow::Result<Outcome> {
     let mut errors = recorded.errors;
-    let mut told: Vec<FlowFate> = Vec::new();
+    let mut fates: Vec<FlowFate> = Vec::new();
     let mut flows = 0;
     let distinct = recorded.flows.len();
     let sources = recorded.sources;
@@ -152,7 +152,7 @@ pub(super) fn tell(
             .as_ref()
             .and_then(|services| services.fate((&src, &dst), service, port_name.as_deref()));
         match of_service.unwrap_or_else(|| fate(found, &sources, (&src, &dst), service)) {
-            Ok(fate) => told.push(FlowFate {
+            Ok(fate) => fates.push(FlowFate {
                 src,
                 dst,
                 service,
@@ -164,10 +164,10 @@ pub(super) fn tell(
         }
     }
     errors.sort_unstable();
-    told.sort_by(|a, b| {
-        let key = |told: &FlowFate| {
-            let (src, dst) = (told.src.to_string(), told.dst.to_string());
-            (src, dst, told.service, told.port_name.clone())
+    fates.sort_by(|a, b| {
+        let key = |flow: &FlowFate| {
+            let (src, dst) = (flow.src.to_string(), flow.dst.to_string());
+            (src, dst, flow.service, flow.port_name.clone())
         };
         b.times
             .flows
@@ -182,18 +182,18 @@ pub(super) fn tell(
         }
     }
     let captured = recorded.captured;
-    for told in &told {
+    for flow in &fates {
         match output {
-            Output::Json => told
+            Output::Json => flow
                 .json(found, &sources, captured.is_some(), &incomplete)
                 .map(|line| writeln!(out, "{line}")),
-            Output::Human => told
+            Output::Human => flow
                 .words(found, &sources, style)
                 .map(|line| writeln!(out, "{line}")),
         }
         .transpose()?;
     }
-    let summary = Summary::of(flows, distinct, &told, errors.len());
+    let summary = Summary::of(flows, distinct, &fates, errors.len());
     match output {
         Output::Json => writeln!(out, "{}", summary.json(captured.as_ref()))?,
         Output::Human => summary.words(captured.as_ref(), &incomplete, out)?,
@@ -207,7 +207,7 @@ pub(super) fn tell(
 /// What becomes of a flow.
 ///
 /// # Errors
-/// Nobody knows an end, or they have no family in common.
+/// An end is unknown, or the ends have no family in common.
 fn fate(
     found: &Difference<'_>,
     sources: &[Span],
@@ -451,10 +451,10 @@ struct Summary {
 }
 
 impl Summary {
-    fn of(flows: u64, distinct: usize, told: &[FlowFate], errors: usize) -> Self {
+    fn of(flows: u64, distinct: usize, fates: &[FlowFate], errors: usize) -> Self {
         let sum = |wanted: &dyn Fn(&Fate) -> bool| {
-            let those = told.iter().filter(|told| wanted(&told.fate));
-            those.map(|told| told.times.flows).sum::<u64>()
+            let those = fates.iter().filter(|flow| wanted(&flow.fate));
+            those.map(|flow| flow.times.flows).sum::<u64>()
         };
         let changes = |closes: bool| {
             move |fate: &Fate| match fate {

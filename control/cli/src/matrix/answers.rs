@@ -40,7 +40,7 @@ impl Asked {
 pub(super) struct Answer {
     /// What passes, in words.
     pub(super) allowed: Vec<String>,
-    /// What depends on addresses that nobody knows, likewise.
+    /// What depends on addresses that are not known, likewise.
     pub(super) depends: Vec<String>,
     /// All that becomes of some of it.
     pub(super) fates: BTreeSet<Fate>,

@@ -74,7 +74,7 @@ pub(super) enum Cell {
     All,
     /// Nothing of it.
     Nothing,
-    /// All of it depends on addresses that nobody knows.
+    /// All of it depends on addresses that are not known.
     Depends,
     /// What [`Grid::marks`] has at this place.
     Some(usize),
@@ -130,7 +130,7 @@ impl Grid {
         Ok(Self { groups, cells, marks })
     }
 
-    /// Whether some cell depends on addresses that nobody knows.
+    /// Whether some cell depends on addresses that are not known.
     pub(super) fn depends(&self) -> bool {
         let marked = self.marks.iter().flatten().any(|word| word.ends_with('?'));
         marked || self.cells.iter().flatten().any(|cell| *cell == Cell::Depends)

@@ -312,7 +312,7 @@ fn icmp_types_and_codes() {
                 "icmp/9:0 10.0.0.1 10.0.0.2",
                 "icmp/0:0 10.0.0.1 10.0.0.2",
                 "icmp/13:0 10.0.0.1 10.0.0.2",
-                // Nobody knows which type it has.
+                // Its type is unknown.
                 "icmp 10.0.0.1 10.0.0.2",
                 "icmpv6/8:0 fd00::1 fd00::2",
                 "tcp/2048 10.0.0.1 10.0.0.2",

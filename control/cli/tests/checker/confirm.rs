@@ -43,7 +43,7 @@ fn end<'a>(cluster: &'a Cluster, text: &str) -> Option<End<'a>> {
     ringwall_evaluate::named(cluster, &key)
 }
 
-/// What the evaluator says about the packet of a difference; None where an end is nobody to it.
+/// What the evaluator says about the packet of a difference; None where it does not know an end.
 fn evaluated(cluster: &Cluster, difference: &Difference) -> Option<Answer> {
     let (src, dst) = (end(cluster, &difference.src)?, end(cluster, &difference.dst)?);
     let service = Service {

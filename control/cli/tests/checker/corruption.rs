@@ -9,14 +9,14 @@ use ringwall_prove::Checker;
 
 use crate::{
     forge::{Forged, SECTIONS},
-    generate::{self, Flow, Place},
+    generate::{self, Flow, FlowEnd},
     random::Random,
 };
 
-pub(crate) fn identity(snapshot: &Snapshot, place: &Place) -> Option<(Identity, bool)> {
+pub(crate) fn identity(snapshot: &Snapshot, place: &FlowEnd) -> Option<(Identity, bool)> {
     match place {
-        Place::Address(address) => Some((snapshot.identify((*address).into()), false)),
-        Place::Name(key) => {
+        FlowEnd::Address(address) => Some((snapshot.identify((*address).into()), false)),
+        FlowEnd::Name(key) => {
             let endpoint = snapshot.find_endpoint(&key.namespace, &key.name)?;
             Some((endpoint.identity, endpoint.template))
         }
@@ -48,7 +48,7 @@ pub(crate) fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
     let (Some((src, template)), Some((dst, _))) =
         (identity(snapshot, &flow.src), identity(snapshot, &flow.dst))
     else {
-        return "nobody".to_owned();
+        return "unknown".to_owned();
     };
     let same = flow.src == flow.dst && !template;
     let l4 = flow.l4();
@@ -58,9 +58,9 @@ pub(crate) fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
         NodeExemption::Untrusted,
         NodeExemption::ThisNode,
     ] {
-        let told = snapshot.judge_ends(&src, &dst, same, l4, trust);
-        words.push_str(&why(snapshot, told.ingress));
-        words.push_str(&why(snapshot, told.egress));
+        let decided = snapshot.judge_ends(&src, &dst, same, l4, trust);
+        words.push_str(&why(snapshot, decided.ingress));
+        words.push_str(&why(snapshot, decided.egress));
     }
     words
 }
@@ -69,7 +69,7 @@ pub(crate) fn answer(snapshot: &Snapshot, flow: &Flow) -> String {
 pub(crate) fn flows(cluster: &ringwall_policy::Cluster, random: &mut Random, count: usize) -> Vec<Flow> {
     let mut flows = generate::flows(cluster, random, count);
     flows.retain(|flow| match (&flow.src, &flow.dst) {
-        (Place::Address(src), Place::Address(dst)) => src.is_ipv4() == dst.is_ipv4(),
+        (FlowEnd::Address(src), FlowEnd::Address(dst)) => src.is_ipv4() == dst.is_ipv4(),
         _ => true,
     });
     flows
@@ -130,7 +130,7 @@ fn corruptions_that_change_an_answer_are_found() {
 /// Flows of every pod to every node.
 fn flows_to_nodes(cluster: &ringwall_policy::Cluster) -> Vec<Flow> {
     let nodes = cluster.nodes.values().flat_map(|node| &node.addresses);
-    let nodes: Vec<_> = nodes.map(|address| Place::Address(*address)).collect();
+    let nodes: Vec<_> = nodes.map(|address| FlowEnd::Address(*address)).collect();
     let mut flows = Vec::new();
     for pod in cluster.pods.values() {
         for dst in &nodes {
@@ -142,7 +142,7 @@ fn flows_to_nodes(cluster: &ringwall_policy::Cluster) -> Vec<Flow> {
                 (1, None),
             ] {
                 flows.push(Flow {
-                    src: Place::Name(pod.key.clone()),
+                    src: FlowEnd::Name(pod.key.clone()),
                     dst: dst.clone(),
                     protocol,
                     port,

@@ -380,7 +380,7 @@ fn node_event(cluster: &Cluster, random: &mut Random) -> Cluster {
             pod_cidrs: Vec::new(),
         },
     };
-    // Addresses that others have, too: of pods, of other nodes, of nobody.
+    // Addresses that others have, too: of pods, of other nodes, without an owner.
     let pods = cluster
         .pods
         .values()
@@ -609,8 +609,8 @@ fn stale_flow(
     let passes = |snapshot: &Snapshot, src, dst, l4| {
         let (src, dst): (Addr, Addr) = (std::net::IpAddr::into(src), std::net::IpAddr::into(dst));
         let (a, b) = (snapshot.identify(src), snapshot.identify(dst));
-        let told = snapshot.judge_ends(&a, &b, false, l4, NodeExemption::Untrusted);
-        (a.epoch, b.epoch, told.ingress.allow && told.egress.allow)
+        let decided = snapshot.judge_ends(&a, &b, false, l4, NodeExemption::Untrusted);
+        (a.epoch, b.epoch, decided.ingress.allow && decided.egress.allow)
     };
     for src in &addresses {
         for dst in addresses

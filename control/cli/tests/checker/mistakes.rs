@@ -453,7 +453,7 @@ pub(crate) const ORDERED: &[Mistaken] = &[
             members.remove_max();
         });
     }),
-    ("an address set holds nobody", |cluster| {
+    ("an address set holds no address", |cluster| {
         cluster.address_sets.clear()
     }),
     ("all address sets are one", |cluster| {

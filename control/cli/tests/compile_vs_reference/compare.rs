@@ -10,7 +10,7 @@ use ringwall_dataplane::classify::{
 use ringwall_evaluate::{Cause, End};
 use ringwall_policy::{Cluster, PolicyId, PolicyKind};
 
-use crate::generate::{Flow, Place};
+use crate::generate::{Flow, FlowEnd};
 
 pub(crate) struct Compiled {
     pub image: CompiledImage,
@@ -35,11 +35,11 @@ impl Compiled {
         Self { image, snapshot }
     }
 
-    /// None where the name is nobody's.
-    fn identify(&self, place: &Place) -> Option<(Identity, bool)> {
+    /// None where the name does not exist.
+    fn identify(&self, place: &FlowEnd) -> Option<(Identity, bool)> {
         match place {
-            Place::Address(address) => Some((self.snapshot.identify((*address).into()), false)),
-            Place::Name(key) => {
+            FlowEnd::Address(address) => Some((self.snapshot.identify((*address).into()), false)),
+            FlowEnd::Name(key) => {
                 let endpoint = self.snapshot.find_endpoint(&key.namespace, &key.name)?;
                 Some((endpoint.identity, endpoint.template))
             }
@@ -54,7 +54,7 @@ impl Compiled {
         let judgement = self
             .snapshot
             .judge_ends(&src, &dst, same, l4, NodeExemption::Trusted);
-        if let (Place::Address(from), Place::Address(to)) = (&flow.src, &flow.dst) {
+        if let (FlowEnd::Address(from), FlowEnd::Address(to)) = (&flow.src, &flow.dst) {
             let by_address = self.snapshot.judge(
                 &src,
                 &dst,
@@ -141,10 +141,10 @@ impl std::fmt::Display for Difference {
     }
 }
 
-fn end<'a>(cluster: &'a Cluster, place: &Place) -> Option<End<'a>> {
+fn end<'a>(cluster: &'a Cluster, place: &FlowEnd) -> Option<End<'a>> {
     match place {
-        Place::Address(address) => Some(ringwall_evaluate::identify(cluster, *address)),
-        Place::Name(key) => ringwall_evaluate::named(cluster, key),
+        FlowEnd::Address(address) => Some(ringwall_evaluate::identify(cluster, *address)),
+        FlowEnd::Name(key) => ringwall_evaluate::named(cluster, key),
     }
 }
 

@@ -674,15 +674,15 @@ fn port(random: &mut Random) -> PortMatch {
 
 /// One end of a flow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
+pub(crate) enum FlowEnd {
     Address(IpAddr),
     Name(ObjectKey),
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Flow {
-    pub src: Place,
-    pub dst: Place,
+    pub src: FlowEnd,
+    pub dst: FlowEnd,
     pub protocol: u8,
     /// None: no port, or not readable.
     pub port: Option<u16>,
@@ -712,11 +712,11 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
     let mut places = BTreeSet::new();
     let mut pods = Vec::new();
     for pod in cluster.pods.values() {
-        pods.push(Place::Name(pod.key.clone()));
-        pods.extend(pod.addresses.iter().copied().map(Place::Address));
+        pods.push(FlowEnd::Name(pod.key.clone()));
+        pods.extend(pod.addresses.iter().copied().map(FlowEnd::Address));
     }
     for node in cluster.nodes.values() {
-        places.extend(node.addresses.iter().copied().map(Place::Address));
+        places.extend(node.addresses.iter().copied().map(FlowEnd::Address));
     }
     let mut nets: Vec<IpNet> = cluster
         .nodes
@@ -755,14 +755,14 @@ pub(crate) fn flows(cluster: &Cluster, random: &mut Random, count: usize) -> Vec
                     .to_vec()
             }
         };
-        places.extend(ends.into_iter().map(Place::Address));
+        places.extend(ends.into_iter().map(FlowEnd::Address));
     }
     for _ in 0..4 {
-        places.insert(Place::Address(address(random)));
+        places.insert(FlowEnd::Address(address(random)));
     }
     // The packet path and the sources have no IPv6 addresses that stand for IPv4 ones.
-    places.retain(|place| !matches!(place, Place::Address(address) if address.to_canonical() != *address));
-    let places: Vec<Place> = places.into_iter().collect();
+    places.retain(|place| !matches!(place, FlowEnd::Address(address) if address.to_canonical() != *address));
+    let places: Vec<FlowEnd> = places.into_iter().collect();
     let ports: Vec<u16> = ports.into_iter().collect();
     let end = |random: &mut Random| {
         if !pods.is_empty() && random.percent(65) {

@@ -177,7 +177,7 @@ fn each<K: Ord + Clone, V: Clone>(map: &mut OrdMap<K, Arc<V>>, change: impl Fn(&
         .collect();
 }
 
-/// A pod more, with labels of its own, that owns an address nobody had.
+/// A pod more, with labels of its own, that owns an address without an owner so far.
 pub(crate) fn with_another_pod(cluster: &Cluster) -> (Cluster, ObjectKey) {
     let key = ObjectKey {
         namespace: "a".to_owned(),

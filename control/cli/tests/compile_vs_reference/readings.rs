@@ -1,4 +1,4 @@
-//! Pods whose address nobody knows, where rules deny and pass: what passes surely passes wherever they will be, and what
+//! Pods whose address is not known, where rules deny and pass: what passes surely passes wherever they will be, and what
 //! does not pass possibly passes nowhere; and the compiled snapshots of both readings say what the evaluator says.
 
 use std::net::IpAddr;
@@ -10,17 +10,17 @@ use ringwall_policy::{Cluster, Pod, PodNetworks, Unplaced};
 use crate::{
     clusters,
     compare::{Compiled, Outcomes, first_difference},
-    generate::{self, Flow, Place, flows},
+    generate::{self, Flow, FlowEnd, flows},
     random::Random,
 };
 
 /// Flows whose ends are addresses, or pods without any; manifests supply the Namespaces of those.
 fn asked(cluster: &Cluster, random: &mut Random, count: usize) -> Vec<Flow> {
-    let unplaced = |place: &Place| match place {
-        Place::Address(_) => true,
-        Place::Name(key) => {
-            let seen = cluster.namespaces.contains_key(&key.namespace);
-            seen && cluster.pods.get(key).is_some_and(|pod| pod.is_unplaced())
+    let unplaced = |place: &FlowEnd| match place {
+        FlowEnd::Address(_) => true,
+        FlowEnd::Name(key) => {
+            let has_namespace = cluster.namespaces.contains_key(&key.namespace);
+            has_namespace && cluster.pods.get(key).is_some_and(|pod| pod.is_unplaced())
         }
     };
     let mut flows = flows(cluster, random, count);
@@ -64,9 +64,9 @@ fn what_is_said_of_pods_without_addresses_holds_wherever_they_will_be() {
         for flow in asked(&cluster, &mut random, 300) {
             let service = flow.service();
             let in_reading = |reading| {
-                let find = |place: &Place| match place {
-                    Place::Address(address) => Some(identify(reading, *address)),
-                    Place::Name(key) => named(reading, key),
+                let find = |place: &FlowEnd| match place {
+                    FlowEnd::Address(address) => Some(identify(reading, *address)),
+                    FlowEnd::Name(key) => named(reading, key),
                 };
                 Some(judge(reading, &find(&flow.src)?, &find(&flow.dst)?, service))
             };
@@ -84,10 +84,10 @@ fn what_is_said_of_pods_without_addresses_holds_wherever_they_will_be() {
                 continue;
             }
             for _ in 0..6 {
-                let place = |place: &Place, random: &mut Random| -> Option<End<'_>> {
+                let place = |place: &FlowEnd, random: &mut Random| -> Option<End<'_>> {
                     match place {
-                        Place::Address(address) => Some(identify(&cluster, *address)),
-                        Place::Name(key) => Some(End {
+                        FlowEnd::Address(address) => Some(identify(&cluster, *address)),
+                        FlowEnd::Name(key) => Some(End {
                             address: Some(*random.one(&homes)),
                             ..named(&cluster, key)?
                         }),

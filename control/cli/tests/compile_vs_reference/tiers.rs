@@ -246,8 +246,8 @@ impl World {
     fn causes(&self, src: &str, dst: &str, protocol: u8, port: Option<u16>) -> [(bool, Cause); 2] {
         let (src, dst) = (src.parse().unwrap(), dst.parse().unwrap());
         let flow = generate::Flow {
-            src: generate::Place::Address(src),
-            dst: generate::Place::Address(dst),
+            src: generate::FlowEnd::Address(src),
+            dst: generate::FlowEnd::Address(dst),
             protocol,
             port,
             source: 0,
@@ -517,7 +517,7 @@ fn tiers_71_a_policy_without_rules_has_no_part() {
 }
 
 #[test]
-fn trap_8_pods_on_their_nodes_network_are_nobodys_subject() {
+fn trap_8_pods_on_their_nodes_network_are_not_selected() {
     let mut world = World::new().tiered(KUBE_ADMIN, 0, "a", &[], &[all(Deny)]);
     let mut agent = ringwall_policy::Pod::clone(&world.0.pods[&key("web")]);
     agent.key = key("agent");

@@ -240,7 +240,7 @@ spec:
 
 /// A label under a workload's own selector cannot be taken away, and a database that no policy selects is open.
 #[test]
-fn nobody_is_told_to_take_a_workload_out_of_its_policies() {
+fn no_change_takes_a_workload_out_of_its_policies() {
     let dir = tempfile::tempdir().unwrap();
     let objects = "
 apiVersion: apps/v1

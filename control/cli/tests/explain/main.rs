@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use generate::{Flow, Place, cluster, flows};
+use generate::{Flow, FlowEnd, cluster, flows};
 use random::Random;
 use ringwall_analyse::{
     explain::{Change, ExplainError, Explainer, Found, Question, edit::Edit, report::Word, smallest_changes},
@@ -36,10 +36,10 @@ fn clusters(default: u64) -> std::ops::Range<u64> {
     0..count.unwrap_or(default)
 }
 
-fn end<'a>(cluster: &'a Cluster, place: &Place) -> Option<End<'a>> {
+fn end<'a>(cluster: &'a Cluster, place: &FlowEnd) -> Option<End<'a>> {
     match place {
-        Place::Address(address) => Some(identify(cluster, *address)),
-        Place::Name(key) => named(cluster, key),
+        FlowEnd::Address(address) => Some(identify(cluster, *address)),
+        FlowEnd::Name(key) => named(cluster, key),
     }
 }
 
@@ -58,7 +58,7 @@ fn steps_agree_with_snapshot_and_reference_on_random_clusters() {
     for seed in clusters(40) {
         let mut random = Random::new(seed);
         let mut cluster = cluster(&mut random);
-        // In some, nearly nobody's address is known yet.
+        // In some, few addresses are known yet.
         if seed % 3 == 0 {
             for pod in cluster.pods.values().cloned().collect::<Vec<_>>() {
                 if !random.percent(20) {
@@ -118,9 +118,9 @@ fn steps_agree_with_snapshot_and_reference_where_tiers_deny_and_pass() {
 fn steps_agree(seed: u64, cluster: &Cluster, flows: &[Flow], seen: &mut BTreeMap<String, u64>) {
     let explainer = Explainer::new(cluster).unwrap();
     for flow in flows {
-        let say = |place: &Place| match place {
-            Place::Address(address) => address.to_string(),
-            Place::Name(key) => key.to_string(),
+        let say = |place: &FlowEnd| match place {
+            FlowEnd::Address(address) => address.to_string(),
+            FlowEnd::Name(key) => key.to_string(),
         };
         let port = match (flow.protocol, flow.port) {
             (6 | 17 | 132, None) => continue,
@@ -332,7 +332,7 @@ fn changes_tried(seeds: std::ops::Range<u64>, make: impl Fn(u64) -> (Cluster, Ra
             for change in &changes {
                 let changed = change.applied(&cluster);
                 assert!(
-                    nobody_is_let_out(&cluster, &changed),
+                    no_pod_leaves_its_policies(&cluster, &changed),
                     "seed {seed}, {flow:?}: {:?}",
                     change.edits
                 );
@@ -375,7 +375,7 @@ fn changes_tried(seeds: std::ops::Range<u64>, make: impl Fn(u64) -> (Cluster, Ra
 }
 
 /// Whether every pod that some policy isolates still is isolated, and every pod has the labels that it had.
-fn nobody_is_let_out(before: &Cluster, after: &Cluster) -> bool {
+fn no_pod_leaves_its_policies(before: &Cluster, after: &Cluster) -> bool {
     let isolated = |cluster: &Cluster, key: &ObjectKey| {
         let pod = &cluster.pods[key];
         let selecting = cluster.policies.values().filter(|policy| {
@@ -454,11 +454,11 @@ fn reason_holds(why: &str, cluster: &Cluster, src: &End<'_>, dst: &End<'_>, allo
 /// Pairs of endpoints, apart from the flow's own, between which anything changes: every pair, one by one.
 fn pairs_changed(before: &Cluster, after: &Cluster, flow: &Flow) -> u64 {
     let (asked_src, asked_dst) = ends(before, flow).unwrap();
-    let mut places: BTreeMap<String, Vec<Place>> = BTreeMap::new();
+    let mut places: BTreeMap<String, Vec<FlowEnd>> = BTreeMap::new();
     for pod in before.pods.values() {
-        let own = own_addresses(before, pod).map(Place::Address);
-        let all: Vec<Place> = match pod.addresses.is_empty() {
-            true => vec![Place::Name(pod.key.clone())],
+        let own = own_addresses(before, pod).map(FlowEnd::Address);
+        let all: Vec<FlowEnd> = match pod.addresses.is_empty() {
+            true => vec![FlowEnd::Name(pod.key.clone())],
             false => own.collect(),
         };
         if !pod.host_network && !pod.finished && !all.is_empty() {
@@ -467,7 +467,7 @@ fn pairs_changed(before: &Cluster, after: &Cluster, flow: &Flow) -> u64 {
     }
     // An address may be that of a pod whose namespace has not been seen.
     let asked = [(&asked_src, &flow.src), (&asked_dst, &flow.dst)].map(|(end, place)| {
-        let has_it = |(_, places): &(&String, &Vec<Place>)| places.contains(place);
+        let has_it = |(_, places): &(&String, &Vec<FlowEnd>)| places.contains(place);
         let name = match end.identity {
             Identity::Pod(pod) => pod.key.to_string(),
             _ => match places.iter().find(has_it) {
@@ -504,7 +504,7 @@ fn pairs_changed(before: &Cluster, after: &Cluster, flow: &Flow) -> u64 {
             if src == dst && !template {
                 continue;
             }
-            let changes = |(from, to): &(Place, Place)| {
+            let changes = |(from, to): &(FlowEnd, FlowEnd)| {
                 let answer = |cluster: &Cluster, (protocol, port): (u8, Option<u16>)| {
                     let (src, dst) = (end(cluster, from).unwrap(), end(cluster, to).unwrap());
                     judge(
@@ -538,13 +538,13 @@ fn key(name: &str) -> ObjectKey {
 }
 
 /// One place of each, of every family that they have in common.
-fn common(from: &[Place], to: &[Place]) -> Vec<(Place, Place)> {
-    let of = |places: &[Place], v4: bool| {
+fn common(from: &[FlowEnd], to: &[FlowEnd]) -> Vec<(FlowEnd, FlowEnd)> {
+    let of = |places: &[FlowEnd], v4: bool| {
         places
             .iter()
             .find(|place| match place {
-                Place::Address(address) => address.is_ipv4() == v4,
-                Place::Name(_) => true,
+                FlowEnd::Address(address) => address.is_ipv4() == v4,
+                FlowEnd::Name(_) => true,
             })
             .cloned()
     };
@@ -554,12 +554,12 @@ fn common(from: &[Place], to: &[Place]) -> Vec<(Place, Place)> {
         .collect()
 }
 
-/// The addresses of a pod that nobody else has.
+/// The addresses of a pod that no other pod has.
 fn own_addresses<'a>(cluster: &'a Cluster, pod: &'a Pod) -> impl Iterator<Item = IpAddr> + 'a {
-    let seen = cluster.namespaces.contains_key(&pod.key.namespace);
+    let has_namespace = cluster.namespaces.contains_key(&pod.key.namespace);
     let owns = move |address: &IpAddr| match identify(cluster, *address).identity {
         Identity::Pod(owner) => owner.key == pod.key,
-        identity => !seen && identity == Identity::Unknown,
+        identity => !has_namespace && identity == Identity::Unknown,
     };
     pod.addresses.iter().copied().filter(owns)
 }

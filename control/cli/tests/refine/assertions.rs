@@ -90,13 +90,13 @@ fn assertion(cluster: &Cluster, random: &mut Random) -> Assertion {
 }
 
 /// One end as the evaluator sees it.
-struct Seen<'a> {
+struct EvaluatedEnd<'a> {
     end: ringwall_evaluate::End<'a>,
     addresses: Vec<IpAddr>,
 }
 
 /// Whether a place means an end, in words of its own.
-fn means(cluster: &Cluster, place: &EndSelector, what: &What, seen: &Seen<'_>) -> bool {
+fn means(cluster: &Cluster, place: &EndSelector, what: &What, seen: &EvaluatedEnd<'_>) -> bool {
     let inside = |net: &ipnet::IpNet, address: &IpAddr| net.contains(address);
     let address = matches!(what, What::Range { .. });
     match place {
@@ -156,7 +156,7 @@ fn assertions_hold_if_and_only_if_no_packet_contradicts_them() {
         let mut checker = Checker::new(std::slice::from_ref(&compiled), &files).unwrap();
         let ends = Ends::of([&compiled], &files[0].networks());
         // By family and end.
-        let seen: [Vec<Option<Seen<'_>>>; 2] = Family::BOTH.map(|family| {
+        let seen: [Vec<Option<EvaluatedEnd<'_>>>; 2] = Family::BOTH.map(|family| {
             let one = |end: &ringwall_analyse::refine::End<1>| {
                 let [face] = end.resolved[family as usize]?;
                 let end = match (&end.what, face.address) {
@@ -164,7 +164,7 @@ fn assertions_hold_if_and_only_if_no_packet_contradicts_them() {
                     (What::Endpoint(key), None) => ringwall_evaluate::named(&cluster, key)?,
                     (What::Range { .. }, None) => panic!("a range without address"),
                 };
-                Some(Seen {
+                Some(EvaluatedEnd {
                     end,
                     addresses: face.address.into_iter().collect(),
                 })

@@ -68,7 +68,7 @@ pub(crate) struct Oracle<'a> {
 
 /// The first address of the family that is the pod's own, as the evaluator sees it.
 fn own_address(cluster: &Cluster, pod: &Pod, family: Family) -> Option<IpAddr> {
-    let seen = cluster.namespaces.contains_key(&pod.key.namespace);
+    let has_namespace = cluster.namespaces.contains_key(&pod.key.namespace);
     pod.addresses
         .iter()
         .copied()
@@ -76,7 +76,7 @@ fn own_address(cluster: &Cluster, pod: &Pod, family: Family) -> Option<IpAddr> {
         .find(
             |address| match ringwall_evaluate::identify(cluster, *address).identity {
                 Identity::Pod(owner) => owner.key == pod.key,
-                Identity::Unknown => !seen,
+                Identity::Unknown => !has_namespace,
                 _ => false,
             },
         )

@@ -279,8 +279,8 @@ fn a_policy_of_any_kind_may_say_what_it_answers() {
                     other => unreachable!("{other:?}"),
                 };
                 assert_eq!(answer, wanted, "{policy}");
-                let mut told = decoded[0].notes.iter().map(|note| note.path.as_str());
-                let named = told.any(|path| path == "metadata.annotations[ringwall.io/denied]");
+                let mut paths = decoded[0].notes.iter().map(|note| note.path.as_str());
+                let named = paths.any(|path| path == "metadata.annotations[ringwall.io/denied]");
                 assert_eq!(named, notes == 1, "{policy}: {:?}", decoded[0].notes);
             }
         }

@@ -270,20 +270,20 @@ impl Reader {
     }
 
     /// Takes a file up as it is now. One that was not named is read if its metadata have changed.
-    fn look(&mut self, path: &Path, told: bool) {
+    fn look(&mut self, path: &Path, is_named: bool) {
         let old = self.files.remove(path);
         let good = old.as_ref().map(|old| Arc::clone(&old.good)).unwrap_or_default();
         let said = old.as_ref().map(FileState::says);
-        let state = self.state(path, old, told);
+        let state = self.state(path, old, is_named);
         if state.as_ref().map(FileState::says) != said {
             self.before.entry(path.to_owned()).or_insert(good);
         }
         self.files.extend(state.map(|state| (path.to_owned(), state)));
     }
 
-    fn state(&self, path: &Path, old: Option<FileState>, told: bool) -> Option<FileState> {
+    fn state(&self, path: &Path, old: Option<FileState>, is_named: bool) -> Option<FileState> {
         let (stamp, text) = match stamp(path) {
-            Ok(stamp) if !told && old.as_ref().is_some_and(|old| old.stamp == stamp) => return old,
+            Ok(stamp) if !is_named && old.as_ref().is_some_and(|old| old.stamp == stamp) => return old,
             Ok(stamp) => match contents(path) {
                 Ok(text) => (stamp, text),
                 Err(error) => return self.unreadable(path, old, &error),

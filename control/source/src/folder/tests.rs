@@ -51,7 +51,7 @@ fn read(dir: &Path) -> Result<Loaded, FolderError> {
 }
 
 /// Problems with paths relative to the folder.
-fn told(dir: &Path, problems: &[Problem]) -> Vec<String> {
+fn messages(dir: &Path, problems: &[Problem]) -> Vec<String> {
     let prefix = format!("{}/", dir.display());
     problems
         .iter()
@@ -61,7 +61,7 @@ fn told(dir: &Path, problems: &[Problem]) -> Vec<String> {
 
 fn refused(dir: &TempDir) -> Vec<String> {
     match read(dir.path()) {
-        Err(FolderError::Broken(problems)) => told(dir.path(), &problems),
+        Err(FolderError::Broken(problems)) => messages(dir.path(), &problems),
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -93,7 +93,7 @@ fn manifests_are_found_below_and_other_files_passed_over() {
     );
     assert!(loaded.cluster.namespaces.contains_key("a"), "supplied");
     assert_eq!(
-        told(dir.path(), &loaded.problems),
+        messages(dir.path(), &loaded.problems),
         [
             "kustomization.yaml:1: document: is not a Kubernetes object (no apiVersion, kind, metadata, spec): skipped"
         ]
@@ -199,7 +199,7 @@ fn every_mistake_says_file_line_and_field() {
 }
 
 #[test]
-fn invalid_policies_isolate_and_are_told() {
+fn invalid_policies_isolate_and_are_reported() {
     let text = format!(
         "{}---\n{}  ingres: []\n  ingress:\n  - from:\n    - {{}}\n",
         policy("good"),
@@ -208,7 +208,7 @@ fn invalid_policies_isolate_and_are_told() {
     let dir = folder(&[("p.yaml", &text), ("q.yaml", &policy("Odd"))]);
     let loaded = read(dir.path()).unwrap();
     assert_eq!(loaded.cluster.policies.len(), 3);
-    insta::assert_snapshot!(told(dir.path(), &loaded.problems).join("\n"));
+    insta::assert_snapshot!(messages(dir.path(), &loaded.problems).join("\n"));
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn a_policy_that_becomes_invalid_keeps_its_last_good_version() {
         }
         write(dir.path(), file, &text);
         let kept = until(&watch, |loaded| {
-            let all = told(dir.path(), &loaded.problems);
+            let all = messages(dir.path(), &loaded.problems);
             !all.is_empty() && all.iter().all(|problem| problem.starts_with(file))
         });
         assert_eq!(*only_policy(&kept), good, "{file}: {text}");
@@ -515,7 +515,7 @@ fn a_folder_that_is_replaced_is_watched_on() {
     until(&watch, |loaded| names(loaded) == ["p"]);
 }
 
-/// Two readers of one folder, one told of what happened, one that reads everything each time: they never differ.
+/// Two readers of one folder, one that learns what happened, one that reads everything each time: they never differ.
 #[test]
 fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
     use super::reader::{Changed, Reader};
@@ -524,7 +524,7 @@ fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         usize::try_from(seed >> 33).unwrap() % below
     };
-    let (mut told, mut links, mut steps) = ([0; 5], 0, 0);
+    let (mut occurred, mut links, mut steps) = ([0; 5], 0, 0);
     for round in 0..40 {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
@@ -620,19 +620,20 @@ fn what_an_event_names_is_all_that_is_read_and_nothing_is_missed() {
             assert_eq!(found.cluster, wanted.cluster, "round {round}, step {step}");
             assert_eq!(found.problems, wanted.problems, "round {round}, step {step}");
             assert_eq!(found.files, wanted.files, "round {round}, step {step}");
-            told[0] += usize::from(found.problems.iter().any(|it| it.kind == ProblemKind::Duplicate));
-            told[1] += usize::from(!found.cluster.pods.is_empty());
-            told[2] += usize::from(!found.cluster.unevaluated_kinds.is_empty());
-            told[3] += usize::from(!found.cluster.policies.is_empty());
-            told[4] += usize::from(!found.cluster.tiered.is_empty());
+            occurred[0] += usize::from(found.problems.iter().any(|it| it.kind == ProblemKind::Duplicate));
+            occurred[1] += usize::from(!found.cluster.pods.is_empty());
+            occurred[2] += usize::from(!found.cluster.unevaluated_kinds.is_empty());
+            occurred[3] += usize::from(!found.cluster.policies.is_empty());
+            occurred[4] += usize::from(!found.cluster.tiered.is_empty());
             steps += 1;
         }
     }
     assert!(
-        told.iter()
+        occurred
+            .iter()
             .chain([&links])
             .all(|count| *count > 50 && *count < steps),
-        "{told:?}, {links} of {steps}"
+        "{occurred:?}, {links} of {steps}"
     );
 }
 

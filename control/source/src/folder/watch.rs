@@ -356,7 +356,7 @@ impl Watch {
         false
     }
 
-    /// Reads the folder and says what came of it; false when nobody listens any more.
+    /// Reads the folder and reports the result; false when the receiver is gone.
     fn look(&mut self, mut pending: Pending) -> bool {
         let present = inode(&self.dir);
         if let Some(wake) = self.renew.as_ref().filter(|_| self.watched != present) {

@@ -49,7 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the objects of a kind are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Presence {
-    /// Nobody has asked yet.
+    /// Not asked yet.
     Unasked,
     /// The API server has not said so far.
     Unknown,
@@ -424,7 +424,7 @@ impl<'a> Look<'a> {
             }
             match self.ask(&path, &plural).await {
                 Answer::Objects => drop(found.insert(name)),
-                // Served no more: nobody has objects of it.
+                // No longer served: it has no objects.
                 Answer::Empty | Answer::NotServed => {}
                 Answer::Failed(reason) => self.unseen(Some(name), reason),
             }

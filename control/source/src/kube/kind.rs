@@ -546,7 +546,7 @@ mod tests {
                 assert!(allowed, "{verb} {}", api.resource());
             }
         }
-        // And nothing that nobody reads: the rest is for Calico's API, and to see whether other kinds are there.
+        // And nothing that is not read: the rest is for Calico's API, and to see whether other kinds are there.
         let watched = |group: &str, plural: &str| {
             Kind::all()
                 .flat_map(Kind::apis)

@@ -162,7 +162,7 @@ pub(super) struct State {
     namespace_uids: BTreeMap<String, String>,
     holds: BTreeMap<HeldPolicy, Hold>,
     asking: BTreeSet<String>,
-    /// Namespaces with policies that are gone and that nobody has asked about yet.
+    /// Namespaces with policies that are gone and have not been asked about yet.
     unasked: BTreeSet<String>,
     problems: Problems,
     /// What policies, tiers and network sets were decoded from, as JSON.
@@ -301,7 +301,7 @@ impl State {
         self.holds.keys()
     }
 
-    /// Those of them of which nobody has said yet whether their namespace lives.
+    /// Those of them for which it is not known yet whether their namespace still exists.
     pub(super) fn unanswered(&self) -> impl Iterator<Item = String> {
         let asking = |hold: &Hold| matches!(hold, Hold::Asking { .. });
         self.holds
@@ -431,7 +431,7 @@ impl State {
 
     /// A kind holds nothing up any more. Answers whether it did.
     fn settle(&mut self, kind: Kind) -> bool {
-        // Services that nobody but a person asks for hold nothing up.
+        // Services that only a person's command asks for hold nothing up.
         let awaited = !kind.is_of_services() || self.world.speaks_of_services();
         !std::mem::replace(&mut self.settled[kind.number()], true) && awaited
     }

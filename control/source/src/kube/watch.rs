@@ -38,8 +38,7 @@ use super::{
 };
 use crate::feed::Health;
 
-/// Keeps the watch of one kind going, wherever the API server serves it. Returns only when nobody listens to `messages` any
-/// more.
+/// Keeps the watch of one kind going, wherever the API server serves it. Returns only when the receiver of `messages` is gone.
 pub(super) struct Watcher {
     pub(super) kind: Kind,
     pub(super) connection: Arc<Connection>,
@@ -78,7 +77,7 @@ enum End {
     },
     /// The last version is no use any more: list again.
     Gone(String),
-    /// Nobody listens.
+    /// The receiver is gone.
     Unheard,
 }
 

@@ -50,7 +50,7 @@ impl<K: Hash> InternTable<K> {
         self.index.find(self.hasher.hash_one(key), is).copied()
     }
 
-    /// Notes a new one that nobody holds yet.
+    /// Notes a new one without holders.
     pub(super) fn insert(&mut self, number: u32, key: K) {
         let hash = self.hasher.hash_one(&key);
         let at = number as usize;
@@ -76,7 +76,7 @@ impl<K: Hash> InternTable<K> {
         self.held.get(number as usize)?.0.as_ref()
     }
 
-    /// Answers the content when nobody holds it any more: its number is free then.
+    /// Answers the content when its last holder is gone: its number is free then.
     pub(super) fn release(&mut self, number: u32) -> Option<K> {
         let (key, count) = self.held.get_mut(number as usize)?;
         *count = count.saturating_sub(1);
@@ -239,7 +239,7 @@ impl StringTable {
         self.numbers.free(number);
     }
 
-    /// Bytes of text that nobody uses.
+    /// Bytes of text that are not used.
     pub(super) fn waste(&self) -> usize {
         self.places.count()
     }

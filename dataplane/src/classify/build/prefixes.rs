@@ -18,7 +18,7 @@ use super::{
 type Key = ([u8; 16], u8);
 
 /// What says whose addresses are that no prefix holds.
-const NOBODY: u32 = 0;
+const NO_OWNER: u32 = 0;
 
 /// Prefixes with their identities.
 #[derive(Default)]
@@ -182,7 +182,7 @@ impl Prefixes {
     fn identity_of(&self, prefix: &Key) -> u32 {
         let mut lengths = (0..=prefix.1).rev();
         let found = lengths.find_map(|length| self.known.get(&cut(&prefix.0, length)));
-        found.copied().unwrap_or(NOBODY)
+        found.copied().unwrap_or(NO_OWNER)
     }
 
     /// Adds a node under another one.
@@ -213,7 +213,7 @@ impl Prefixes {
 
 /// A node that tells nothing.
 const EMPTY: TrieNode = TrieNode {
-    entries: [NOBODY; 256],
+    entries: [NO_OWNER; 256],
 };
 
 fn key(bits: u128, length: u8) -> Key {
@@ -324,7 +324,7 @@ mod tests {
                         let kept = u128::MAX.checked_shl(128 - u32::from(*length)).unwrap_or(0);
                         bits & kept == *prefix
                     });
-                    let wanted = longest.map_or(NOBODY, |(_, identity)| *identity);
+                    let wanted = longest.map_or(NO_OWNER, |(_, identity)| *identity);
                     assert_eq!(
                         looked_up(&trie, address),
                         wanted,

@@ -64,7 +64,7 @@ impl Snapshot {
         let strings = self.changed_strings(older);
         let provenance = self.changed_provenance(older, &strings);
         let port_maps = self.changed_port_maps(older, &provenance);
-        let mut since = SnapshotChanges {
+        let mut changes = SnapshotChanges {
             identities: differing_records(&tables.identities, &old.identities)
                 .into_iter()
                 .map(|index| older.identity(index as u32))
@@ -82,12 +82,12 @@ impl Snapshot {
             provenance,
             ..SnapshotChanges::default()
         };
-        changed_hosts(&tables.hosts_v4, &old.hosts_v4, head.seed, &mut since.hosts);
-        changed_hosts(&tables.hosts_v6, &old.hosts_v6, head.seed, &mut since.hosts);
-        since.hosts.sort_unstable();
-        since.hosts.dedup();
-        self.changed_names(older, &mut since.names);
-        Some(since)
+        changed_hosts(&tables.hosts_v4, &old.hosts_v4, head.seed, &mut changes.hosts);
+        changed_hosts(&tables.hosts_v6, &old.hosts_v6, head.seed, &mut changes.hosts);
+        changes.hosts.sort_unstable();
+        changes.hosts.dedup();
+        self.changed_names(older, &mut changes.names);
+        Some(changes)
     }
 
     /// Strings that say something else.

@@ -501,8 +501,8 @@ fn rows_and_columns_may_come_in_any_order() {
     for (number, row) in rows.iter().enumerate() {
         for class in 0..1171 {
             // A row begins with the round in which it came.
-            let told = class % 30 == 0 && class / 30 >= number as u32 / 20;
-            let expected = if told {
+            let is_named = class % 30 == 0 && class / 30 >= number as u32 / 20;
+            let expected = if is_named {
                 map(*row, class)
             } else {
                 ImageBuilder::ISOLATED

@@ -123,7 +123,7 @@ impl FlowTable {
     }
 
     /// Asks about the next few half-open entries, so that connections that the kernel has seen being answered are not taken
-    /// for ones that nobody answers.
+    /// for ones without an answer.
     pub(crate) fn refresh_half_open(&mut self, budget: usize, now: Nanos) {
         if !self.is_of_node() {
             return;

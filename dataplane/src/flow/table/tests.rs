@@ -181,7 +181,7 @@ proptest! {
                         }
                         Err(InsertError::Full) => prop_assert_eq!(model.len(), 24),
                         Err(InsertError::HalfOpen) => prop_assert_eq!(table.half_open.length, 12),
-                        Err(InsertError::Quota) => prop_assert!(false, "nobody has a quota"),
+                        Err(InsertError::Quota) => prop_assert!(false, "there is no quota"),
                     }
                 }
                 Step::Remove(n) => {

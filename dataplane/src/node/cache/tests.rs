@@ -329,7 +329,7 @@ impl Drop for OnEnd<'_> {
 fn no_reader_sees_halves_of_two_entries() {
     let cache = FlowCache::private(2).unwrap();
     // All of an entry follows from the number of its key.
-    let told = |number: u16| Decision {
+    let decision = |number: u16| Decision {
         slots: [2 + u32::from(number), 1000 + u32::from(number), RANGES_SLOT],
         ..decision(number)
     };
@@ -343,7 +343,7 @@ fn no_reader_sees_halves_of_two_entries() {
                 while !done.load(Relaxed) {
                     number = (number + 1) % 100;
                     let key = writer * 100 + number;
-                    let index = cache.insert(same, &told(key), NOW);
+                    let index = cache.insert(same, &decision(key), NOW);
                     if key.is_multiple_of(7) {
                         index.map(|index| cache.remove(index, FlowId(1 + u64::from(key))));
                     }
@@ -358,7 +358,7 @@ fn no_reader_sees_halves_of_two_entries() {
                     if entry.action == action::NONE {
                         continue;
                     }
-                    let right = told((entry.flow - 1) as u16);
+                    let right = decision((entry.flow - 1) as u16);
                     assert_eq!(
                         (entry.original, entry.reply, entry.slots),
                         (right.original, right.reply, right.slots)

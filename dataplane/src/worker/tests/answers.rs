@@ -255,8 +255,8 @@ fn what_may_not_be_answered_is_not() {
                 &flooded.udp(1, 2, b""),
                 DropReason::PolicyIngress,
             );
-            // Nobody's address.
-            let unknown = from_to(NOBODY[family], WEB[family]).udp(1, 2, b"");
+            // An address without an owner.
+            let unknown = from_to(UNOWNED[family], WEB[family]).udp(1, 2, b"");
             silent(&mut bed, OUTSIDE, &unknown, DropReason::UnknownEndpoint);
         }
     }

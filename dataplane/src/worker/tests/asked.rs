@@ -443,10 +443,10 @@ fn only_local_ends_are_judged() {
             node.udp(&from_box.local(0), false),
             Dropped(DropReason::PolicyEgress)
         );
-        // What nobody owns is nobody's.
-        let nobody = Connection::direct(17, (at(CLIENT, family), 5002), (at(NOBODY, family), 53));
+        // What has no owner is denied.
+        let unowned = Connection::direct(17, (at(CLIENT, family), 5002), (at(UNOWNED, family), 53));
         assert_eq!(
-            node.udp(&nobody.local(flag::SRC_LOCAL), false),
+            node.udp(&unowned.local(flag::SRC_LOCAL), false),
             Dropped(DropReason::UnknownEndpoint)
         );
     }
@@ -655,7 +655,7 @@ fn errors_pass_for_allowed_flows_alone() {
         (WEB, true),
         (BOX, false),
         (OUTSIDER, true),
-        (NOBODY, false),
+        (UNOWNED, false),
         (NODE, true),
     ] {
         let frame = icmp_error(&web, false, at(from, 0), at(CLIENT, 0));
@@ -797,7 +797,7 @@ fn an_untracked_flow_has_two_tuples() {
             node.bed.workers[0].run_once(node.bed.now);
         }
         assert_eq!((node.cache.used(), node.bed.flows().len()), (0, 0));
-        // The box's answers are nobody's answers.
+        // The box's answers answer no request.
         let from_box = Connection::direct(17, (at(BOX, family), 53), (client, 40_000));
         let frame = from_box.udp(false);
         assert_eq!(
@@ -998,7 +998,7 @@ fn nothing_is_lost_of_a_flow_that_gives_way_in_the_cache() {
     };
     let mut sent = std::collections::BTreeMap::new();
     for connection in &connections {
-        // Those that are there send another packet each, and nobody looks before one gives way.
+        // Those that are there send another packet each, and none is looked at before one gives way.
         for there in &connections {
             if let Some((index, _)) = find(&node, there) {
                 node.bed.wait(Nanos::from_millis(1));
@@ -1051,7 +1051,7 @@ fn renewed_flows_go_on_without_a_question() {
 }
 
 /// What a node with an answer for denied packets sends after one that came in from a pod's port, number 21.
-fn told(
+fn denial_answers(
     connection: &Connection,
     tracking: Tracking,
     frame: &[u8],
@@ -1089,7 +1089,7 @@ fn a_pod_is_told_that_it_is_denied_by_the_ends_that_it_used() {
             (connection.udp(false), as_sent.udp(40_000, 8080, b"hi"))
         };
         assert_ne!(frame, sent);
-        let answers = told(&connection, Tracking::Tracked(Original), &frame, |_| ());
+        let answers = denial_answers(&connection, Tracking::Tracked(Original), &frame, |_| ());
         let [answer] = &answers[..] else {
             panic!("{answers:x?}");
         };
@@ -1130,15 +1130,15 @@ fn a_pod_is_told_that_it_is_denied_by_the_ends_that_it_used() {
 }
 
 #[test]
-fn nobody_but_the_pod_that_sent_a_packet_is_told_that_it_is_denied() {
+fn only_the_pod_that_sent_a_packet_learns_that_it_is_denied() {
     let connection = closed(0, 6);
     let frame = connection.tcp(false, SYN);
     let silent = |tracking, change: &dyn Fn(&mut AskHeader)| {
-        let answers = told(&connection, tracking, &frame, change);
+        let answers = denial_answers(&connection, tracking, &frame, change);
         assert!(answers.is_empty(), "{answers:x?}");
     };
     let original = Tracking::Tracked(Original);
-    assert_eq!(told(&connection, original, &frame, |_| ()).len(), 1);
+    assert_eq!(denial_answers(&connection, original, &frame, |_| ()).len(), 1);
     // A sender elsewhere, this host's own stack, a packet that is not whole.
     silent(original, &|header| {
         header.flags = flag::DST_LOCAL | flag::CACHEABLE
@@ -1147,10 +1147,10 @@ fn nobody_but_the_pod_that_sent_a_packet_is_told_that_it_is_denied() {
     silent(original, &|header| header.flags = BOTH);
     // A reset.
     let reset = connection.tcp(false, RST);
-    assert!(told(&connection, original, &reset, |_| ()).is_empty());
+    assert!(denial_answers(&connection, original, &reset, |_| ()).is_empty());
     // What goes the other way was sent by the other end.
     let back = connection.tcp(true, ACK);
-    assert!(told(&connection, Tracking::Tracked(Reply), &back, |_| ()).is_empty());
+    assert!(denial_answers(&connection, Tracking::Tracked(Reply), &back, |_| ()).is_empty());
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-const WHO: [[&str; 2]; 6] = [CLIENT, WEB, BOX, NOBODY, NODE, OUTSIDER];
+const WHO: [[&str; 2]; 6] = [CLIENT, WEB, BOX, UNOWNED, NODE, OUTSIDER];
 const FRONTEND: [&str; 2] = ["10.96.0.77", "fd96::77"];
 const BRIDGE: [&str; 2] = ["10.244.1.1", "fd44::1"];
 
@@ -172,7 +172,7 @@ impl AskStep {
         if from == to && src < 3 {
             return true;
         }
-        if (from == NOBODY || to == NOBODY) && !world.allow_unknown {
+        if (from == UNOWNED || to == UNOWNED) && !world.allow_unknown {
             return false;
         }
         if from == BOX && (local(src) || neither) {

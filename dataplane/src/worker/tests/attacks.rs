@@ -305,7 +305,7 @@ fn made_up_sources_are_not_resolved() {
         uplink.checks_source_mac = true;
         builder.port(uplink);
         // Pods are directly on the link, as far as routes tell.
-        for (who, asked) in [(CLIENT, true), (NOBODY, false)] {
+        for (who, asked) in [(CLIENT, true), (UNOWNED, false)] {
             let source = addr(who[family]);
             builder.route(source, [32, 128][family], Route::via(LEFT, source));
             let mut bed = routed(builder.clone());
@@ -328,7 +328,11 @@ fn an_icmp_error_is_no_way_out_of_a_pod() {
             from_to(src, OUTSIDER[family]).icmp(unreachable, 0, [0; 4], &quoted[14..])
         };
         bed.drops(INSIDE, &error(BOX[family], &theirs), DropReason::IcmpUnrelated);
-        bed.drops(INSIDE, &error(NOBODY[family], &theirs), DropReason::IcmpUnrelated);
+        bed.drops(
+            INSIDE,
+            &error(UNOWNED[family], &theirs),
+            DropReason::IcmpUnrelated,
+        );
         assert!(
             bed.crosses(INSIDE, &error(CLIENT[family], &theirs)),
             "it speaks for itself"
@@ -575,7 +579,7 @@ fn a_fragment_from_elsewhere_is_no_part_of_a_datagram() {
         bed.drops(OUTSIDE, &part(1, 32, true), DropReason::FragmentUnknown);
         bed.drops(OUTSIDE, &part(1, 8, true), DropReason::FragmentUnknown);
         assert!(bed.crosses(INSIDE, &part(1, 32, true)), "it has not been spoilt");
-        // A flood of first fragments that are denied takes nobody's place.
+        // A flood of first fragments that are denied takes no place of others.
         assert!(bed.crosses(INSIDE, &part(2, 0, true)));
         let mut denied = from_to(OUTSIDER[family], WEB[family]);
         for id in 0..2000 {
@@ -671,7 +675,7 @@ fn a_pod_of_one_vlan_is_not_claimed_or_reached_in_another() {
                         bed.drops(OUTSIDE, &frame, DropReason::MisplacedDestination);
                     }
                 }
-                // Nobody else is concerned.
+                // No other end is concerned.
                 let other = tagged(BOX[family], outsider);
                 bed.drops(INSIDE, &other.udp(number, 53, b""), DropReason::PolicyEgress);
                 let web = tagged(WEB[family], outsider);
@@ -820,7 +824,7 @@ fn a_pod_is_believed_only_from_its_node_on_a_wire_where_that_is_asked() {
                 claimed,
             })
         };
-        // Before the node has said anything it is asked for, and nobody is believed.
+        // Before the node has said anything it is asked for, and no sender is believed.
         for station in [NODE_MAC, OTHER_MAC] {
             bed.drops(
                 INSIDE,

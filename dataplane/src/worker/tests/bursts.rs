@@ -5,7 +5,7 @@ use crate::io::BURST;
 
 /// SYNs and datagrams between everybody, each twice.
 fn frames(family: usize) -> Vec<Vec<u8>> {
-    let who = [CLIENT, WEB, BOX, NOBODY, NODE, OUTSIDER];
+    let who = [CLIENT, WEB, BOX, UNOWNED, NODE, OUTSIDER];
     let mut frames = Vec::new();
     for src in who {
         for dst in who {

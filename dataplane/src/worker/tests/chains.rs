@@ -198,7 +198,7 @@ fn denied_and_refused_chains_give_all_their_buffers_back() {
         let mut bed = jumbo_wire(false);
         let frame = from_to(CLIENT[family], WEB[family]).tcp(1, 81, SYN, &payload(8900));
         bed.drops_pieces(INSIDE, &frame, &cuts(frame.len()), DropReason::PolicyIngress);
-        let frame = from_to(NOBODY[family], CLIENT[family]).udp(1, 53, &payload(8900));
+        let frame = from_to(UNOWNED[family], CLIENT[family]).udp(1, 53, &payload(8900));
         bed.drops_pieces(INSIDE, &frame, &cuts(frame.len()), DropReason::UnknownEndpoint);
         // The TX ring is full.
         bed.workers[0].io().limit_room(0);

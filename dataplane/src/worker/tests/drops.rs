@@ -41,12 +41,12 @@ fn policy_spoofing_and_service_drops_are_explained() {
         );
         bed.drops(
             INSIDE,
-            &from_to(CLIENT[family], NOBODY[family]).udp(1, 2, b""),
+            &from_to(CLIENT[family], UNOWNED[family]).udp(1, 2, b""),
             DropReason::UnknownEndpoint,
         );
         bed.drops(
             OUTSIDE,
-            &from_to(NOBODY[family], CLIENT[family]).udp(1, 2, b""),
+            &from_to(UNOWNED[family], CLIENT[family]).udp(1, 2, b""),
             DropReason::UnknownEndpoint,
         );
         bed.drops(
@@ -413,7 +413,7 @@ fn audit_forwards_what_it_would_have_dropped() {
     assert!(bed.crosses(INSIDE, &denied));
     bed.publish(World::new(1));
     assert!(bed.crosses(INSIDE, &denied));
-    assert!(bed.crosses(INSIDE, &from_to(CLIENT[1], NOBODY[1]).udp(1, 2, b"")));
+    assert!(bed.crosses(INSIDE, &from_to(CLIENT[1], UNOWNED[1]).udp(1, 2, b"")));
     assert!(bed.crosses(INSIDE, &denied[..20]));
     for reason in [
         DropReason::NoSnapshot,
@@ -438,7 +438,7 @@ fn audit_keeps_denied_flows_as_they_were_begun() {
         let mut bed = Bed::with(audit(), 4096).settled();
         bed.publish(World::new(1));
         bed.plane.forwarding.publish(wire().build());
-        // Nobody may talk to the web pod's port 81, and the web pod may talk to everybody.
+        // No pod may talk to the web pod's port 81, and the web pod may talk to everybody.
         let (forth, back) = (
             from_to(OUTSIDER[family], WEB[family]),
             from_to(WEB[family], OUTSIDER[family]),

@@ -36,13 +36,13 @@ fn an_unknown_address_is_never_remembered() {
             allow_unknown: true,
             ..World::new(2)
         });
-        assert!(bed.crosses(INSIDE, &from_to(CLIENT[family], NOBODY[family]).udp(1, 2, b"")));
-        assert!(bed.crosses(INSIDE, &from_to(NOBODY[family], CLIENT[family]).udp(1, 2, b"")));
+        assert!(bed.crosses(INSIDE, &from_to(CLIENT[family], UNOWNED[family]).udp(1, 2, b"")));
+        assert!(bed.crosses(INSIDE, &from_to(UNOWNED[family], CLIENT[family]).udp(1, 2, b"")));
         assert_eq!(bed.flows().len(), 0);
         bed.publish(World::new(3));
         bed.drops(
             INSIDE,
-            &from_to(CLIENT[family], NOBODY[family]).udp(1, 2, b""),
+            &from_to(CLIENT[family], UNOWNED[family]).udp(1, 2, b""),
             DropReason::UnknownEndpoint,
         );
     }
@@ -144,7 +144,7 @@ fn an_address_that_becomes_unknown_ends_its_flows() {
             pod_cidrs: false,
             ..World::new(2)
         });
-        let frame = from_to(CLIENT[family], NOBODY[family]).udp(1, 2, b"");
+        let frame = from_to(CLIENT[family], UNOWNED[family]).udp(1, 2, b"");
         assert!(bed.crosses(INSIDE, &frame));
         bed.publish(World::new(3));
         bed.drops(INSIDE, &frame, DropReason::UnknownEndpoint);

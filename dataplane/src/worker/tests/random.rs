@@ -44,7 +44,7 @@ fn step() -> impl Strategy<Value = FlowStep> {
 }
 
 fn frame(step: &FlowStep) -> Vec<u8> {
-    let who = [CLIENT, WEB, BOX, NOBODY, NODE, OUTSIDER];
+    let who = [CLIENT, WEB, BOX, UNOWNED, NODE, OUTSIDER];
     let mut template = from_to(who[step.src][step.family], who[step.dst][step.family]);
     let (low, high) = (1000 + step.port, [80, 53, 443][usize::from(step.port)]);
     let (src, dst) = if step.from_outside {

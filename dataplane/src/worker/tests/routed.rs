@@ -149,7 +149,7 @@ fn a_source_must_route_back_to_its_port() {
             WEB[family],
             OUTSIDER[family],
             NODE[family],
-            NOBODY[family],
+            UNOWNED[family],
             OWN[family],
         ] {
             let frame = into(CLIENT_PORT, src, OUTSIDER[family]).udp(1, 2, b"");
@@ -364,7 +364,7 @@ fn an_empty_pool_is_a_reason_of_its_own() {
     let mut found = node();
     found.neighbour(WEB_PORT, addr(BOX[0]), Neighbour::Reachable(POD_MAC));
     bed.plane.forwarding.publish(found.build());
-    // All frames are in a queue that nobody empties.
+    // All frames are in a queue that is not emptied.
     let mut other = MemoryIo::new(&bed.pool, &[PortId(9)]);
     while other.inject(0, &[0; 64]) {}
     assert_eq!(bed.run(), []);
@@ -525,7 +525,7 @@ fn no_error_is_sent_about_an_error_of_any_type() {
             );
         }
         let question = [13, 139][family];
-        let told = bed.on(0, CLIENT_PORT, &old.icmp(question, 0, [0; 4], b""));
-        assert_eq!(told.len(), 1, "a question is answered");
+        let answers = bed.on(0, CLIENT_PORT, &old.icmp(question, 0, [0; 4], b""));
+        assert_eq!(answers.len(), 1, "a question is answered");
     }
 }

@@ -165,7 +165,7 @@ fn headers_that_are_not_walked_hide_no_tunnel() {
 
 /// One pod's first fragments, all of them allowed.
 #[test]
-fn a_flood_of_fragments_takes_nobody_elses_place() {
+fn a_flood_of_fragments_takes_no_place_of_others() {
     for family in [0, 1] {
         let mut bed = sided(DataplaneConfig::default());
         let other = ["203.0.113.", "2001:db8:5::"][family];
@@ -209,15 +209,15 @@ fn errors_for_one_pod_are_not_used_up_by_another() {
         let mut bed = routed(builder);
         bed.plane.forwarding.reclaim();
         let other = ["203.0.113.", "2001:db8:5::"][family];
-        let mut told = 0;
+        let mut answered = 0;
         for last in 1..=250 {
             for _ in 0..30 {
                 let mut old = into(POD, WEB[family], &format!("{other}{last}"));
                 old.ttl = 1;
-                told += bed.on(0, POD, &old.udp(1, 9, b"")).len();
+                answered += bed.on(0, POD, &old.udp(1, 9, b"")).len();
             }
         }
-        assert_eq!(told, 10);
+        assert_eq!(answered, 10);
         let mut big = into(PortId(4), CLIENT[family], &format!("{other}7"));
         big.dont_fragment = true;
         assert_eq!(bed.on(0, PortId(4), &big.udp(1, 53, &[0; 1420])).len(), 1);

@@ -153,8 +153,8 @@ fn what_is_inside_is_judged_in_every_form() {
             bed.drops(INSIDE, &there(&forth.udp(7, 54, b"")), DropReason::PolicyIngress);
             let mute = from_to(MUTE[inner], B[inner]).udp(7, 53, b"");
             bed.drops(INSIDE, &there(&mute), DropReason::PolicyEgress);
-            let nobody = from_to(["10.0.1.99", "fd00:1::99"][inner], B[inner]).udp(7, 53, b"");
-            bed.drops(INSIDE, &there(&nobody), DropReason::UnknownEndpoint);
+            let unowned = from_to(["10.0.1.99", "fd00:1::99"][inner], B[inner]).udp(7, 53, b"");
+            bed.drops(INSIDE, &there(&unowned), DropReason::UnknownEndpoint);
             assert_eq!(bed.flows().len(), 2);
         }
     }
@@ -226,8 +226,8 @@ fn only_a_nodes_tunnels_are_believed() {
                 &wrap(&from_to(MUTE[outer], NODES[1][outer]), &inside),
                 DropReason::PolicyEgress,
             );
-            let nobody = from_to(["10.0.1.99", "fd00:1::99"][outer], NODES[1][outer]);
-            bed.drops(INSIDE, &wrap(&nobody, &inside), DropReason::UnknownEndpoint);
+            let unowned = from_to(["10.0.1.99", "fd00:1::99"][outer], NODES[1][outer]);
+            bed.drops(INSIDE, &wrap(&unowned, &inside), DropReason::UnknownEndpoint);
             // A pod or node elsewhere than the node that sent it: a new flow from the other node.
             let fresh = from_to(A[inner], B[inner]).udp(8, 53, b"");
             let other = from_to(NODES[1][outer], NODES[0][outer]);
@@ -548,19 +548,19 @@ fn errors_pass_inside_with_their_flow_and_outside_to_nodes() {
         // A router between the nodes tells the one that sent the tunnel packet, whose flow it is not.
         let router = ["198.51.100.1", "2001:db8:1::1"][family];
         let about = |frame: &[u8]| frame[14..14 + [20 + 8, 40 + 8][family]].to_vec();
-        let told = from_to(router, NODES[0][family]);
+        let error = from_to(router, NODES[0][family]);
         let mut bed = bed_with(DataplaneConfig::default(), [Side::Inside, Side::Any]);
         for (_, wrap) in FORMS {
             let carrier = wrap(&nodes(0, family), &asked);
             let word = [0, 0, 5, 0];
-            assert!(bed.crosses(OUTSIDE, &told.icmp(too_big.0, too_big.1, word, &about(&carrier))));
+            assert!(bed.crosses(OUTSIDE, &error.icmp(too_big.0, too_big.1, word, &about(&carrier))));
         }
         // Not about anything else, not to another, and not about what no node sends.
         let plain = nodes(0, family).udp(9, 9, b"12345678");
         let unrelated = DropReason::IcmpUnrelated;
         bed.drops(
             OUTSIDE,
-            &told.icmp(too_big.0, too_big.1, [0, 0, 5, 0], &about(&plain)),
+            &error.icmp(too_big.0, too_big.1, [0, 0, 5, 0], &about(&plain)),
             unrelated,
         );
         let elsewhere = from_to(router, A[family]);
@@ -582,11 +582,11 @@ fn errors_pass_inside_with_their_flow_and_outside_to_nodes() {
                 .on(
                     0,
                     OUTSIDE,
-                    &told.icmp(too_big.0, too_big.1, [0, 0, 5, 0], &about(&sent)),
+                    &error.icmp(too_big.0, too_big.1, [0, 0, 5, 0], &about(&sent)),
                 )
                 .len();
         }
-        assert!(passed < 1_000, "{passed}: nobody counts them");
+        assert!(passed < 1_000, "{passed}: they are not counted");
     }
 }
 

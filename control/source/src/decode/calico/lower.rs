@@ -389,14 +389,14 @@ impl<K: Ord + Clone> World<K> {
         }
     }
 
-    /// Says whether services and their endpoints can be read: while they cannot, nobody knows whom a rule about one is for.
+    /// Says whether services and their endpoints can be read: while they cannot, it is unknown whom a rule about one is for.
     pub(crate) fn see_services(&mut self, seen: bool) {
         if std::mem::replace(&mut self.services_unseen, !seen) == seen {
             self.outdate(|wanted| matches!(wanted, Wanted::Service { .. }));
         }
     }
 
-    /// Says whether every node can be read: while one cannot, nobody knows which addresses a rule about nodes is for.
+    /// Says whether every node can be read: while one cannot, it is unknown which addresses a rule about nodes is for.
     pub(crate) fn see_nodes(&mut self, seen: bool) {
         if self.nodes.see_all(seen) {
             self.outdate(|wanted| matches!(wanted, Wanted::Nodes(_)));

@@ -180,7 +180,7 @@ spec: {node: node1, interfaceName: eth0}
 ";
     let dir = folder(&[("p.yaml", policy)]);
     let loaded = read(dir.path()).unwrap();
-    insta::assert_snapshot!(told(dir.path(), &loaded.problems).join("\n"));
+    insta::assert_snapshot!(messages(dir.path(), &loaded.problems).join("\n"));
 }
 
 #[test]

@@ -113,7 +113,7 @@ spec:
 ";
     let dir = folder(&[("p.yaml", broken)]);
     let loaded = read(dir.path()).unwrap();
-    insta::assert_snapshot!(told(dir.path(), &loaded.problems).join("\n"));
+    insta::assert_snapshot!(messages(dir.path(), &loaded.problems).join("\n"));
 }
 
 #[test]

@@ -535,7 +535,7 @@ fn s73_6_peers_by_nodes_follow_the_nodes_and_fail_closed_while_one_cannot_be_rea
     assert!(state.applied(node("n2", "b", "192.0.2.2")));
     assert_eq!(blocks(&state), ["192.0.2.1/32"]);
     assert_eq!(incomplete(&state), [""; 0]);
-    // Nobody knows what a node is that never could be read.
+    // A node that never could be read is unknown.
     let mut unreadable = labelled(object("", "n3", json!({"podCIDRs": 5})), json!({"zone": "a"}));
     unreadable["status"] = json!({"addresses": [{"type": "InternalIP", "address": "192.0.2.3"}]});
     state.applied(item(Kind::NODE, unreadable.clone()).unwrap());
