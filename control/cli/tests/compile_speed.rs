@@ -95,21 +95,16 @@ fn synthetic(policies: usize, pods: usize, namespaces: usize) -> Cluster {
         };
         let node = number % nodes;
         cluster.insert(Object::Pod(Pod {
-            key: ObjectKey {
-                namespace: format!("ns{}", random.below(namespaces)),
-                name: format!("app{app}-{number}"),
-            },
             uid: format!("00000000-0000-0000-0000-{number:012}"),
             created: Some(number as i64),
             labels,
             addresses: vec![address(node, number / nodes + 2).into()],
             node: Some(format!("node{node}")),
-            host_network: false,
-            finished: false,
-            terminating: false,
             named_ports: vec![port("http", 8080), port("metrics", 9090 + app as u16)],
-            service_account: String::new(),
-            template_of: None,
+            ..Pod::new(ObjectKey {
+                namespace: format!("ns{}", random.below(namespaces)),
+                name: format!("app{app}-{number}"),
+            })
         }));
     }
     for number in 0..policies {

@@ -101,21 +101,13 @@ fn cluster(step: &Step) -> Cluster {
             })
             .collect();
         cluster.insert(Object::Pod(Pod {
-            key: ObjectKey {
-                namespace: pod.namespace.clone(),
-                name: pod.name.clone(),
-            },
-            uid: String::new(),
-            created: None,
             labels: pod.labels.clone(),
             addresses: vec![pod.ip],
-            node: None,
-            host_network: false,
-            finished: false,
-            terminating: false,
             named_ports,
-            service_account: String::new(),
-            template_of: None,
+            ..Pod::new(ObjectKey {
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+            })
         }));
     }
     for policy in &step.policies {

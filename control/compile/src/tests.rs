@@ -22,7 +22,6 @@ fn key(namespace: &str, name: &str) -> ObjectKey {
 
 fn pod(namespace: &str, name: &str, address: &str, labels: &[(&str, &str)]) -> Pod {
     Pod {
-        key: key(namespace, name),
         uid: format!("uid-{name}"),
         created: Some(1),
         labels: labels
@@ -35,12 +34,7 @@ fn pod(namespace: &str, name: &str, address: &str, labels: &[(&str, &str)]) -> P
             .map(|text| text.parse().unwrap())
             .collect(),
         node: Some("n1".to_owned()),
-        host_network: false,
-        finished: false,
-        terminating: false,
-        named_ports: Vec::new(),
-        service_account: String::new(),
-        template_of: None,
+        ..Pod::new(key(namespace, name))
     }
 }
 

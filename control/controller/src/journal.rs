@@ -405,23 +405,7 @@ mod tests {
             namespace: "a".to_owned(),
             name: "p".to_owned(),
         };
-        more.pods.insert(
-            key.clone(),
-            Arc::new(Pod {
-                key,
-                uid: String::new(),
-                created: None,
-                labels: Default::default(),
-                addresses: Vec::new(),
-                node: None,
-                host_network: false,
-                finished: false,
-                terminating: false,
-                named_ports: Vec::new(),
-                service_account: String::new(),
-                template_of: None,
-            }),
-        );
+        more.pods.insert(key.clone(), Arc::new(Pod::new(key)));
         assert_eq!(
             Changes::between(Some(&after), &more),
             Changes {

@@ -207,18 +207,9 @@ mod tests {
         if let Some((uid, addresses)) = pod {
             let key = key("a/web").unwrap();
             let pod = Pod {
-                key: key.clone(),
                 uid: uid.to_owned(),
                 addresses: ips(addresses).into_iter().collect(),
-                created: None,
-                labels: ringwall_policy::Labels::default(),
-                service_account: String::new(),
-                node: None,
-                host_network: false,
-                finished: false,
-                terminating: false,
-                named_ports: Vec::new(),
-                template_of: None,
+                ..Pod::new(key.clone())
             };
             cluster.pods.insert(key, Arc::new(pod));
         }

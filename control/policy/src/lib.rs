@@ -219,6 +219,26 @@ pub struct Pod {
     pub template_of: Option<String>,
 }
 
+impl Pod {
+    /// A pod of which nothing but the name is known: without labels, ports, node or address.
+    pub fn new(key: ObjectKey) -> Self {
+        Self {
+            key,
+            uid: String::new(),
+            created: None,
+            labels: Labels::new(),
+            service_account: String::new(),
+            addresses: Vec::new(),
+            node: None,
+            host_network: false,
+            finished: false,
+            terminating: false,
+            named_ports: Vec::new(),
+            template_of: None,
+        }
+    }
+}
+
 /// A container port that has a name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamedPort {
@@ -345,21 +365,11 @@ mod tests {
     fn a_state_put_together_anew_shares_what_is_equal() {
         let pod = |name: &str, uid: &str| {
             Object::Pod(Pod {
-                key: ObjectKey {
+                uid: uid.to_owned(),
+                ..Pod::new(ObjectKey {
                     namespace: "a".to_owned(),
                     name: name.to_owned(),
-                },
-                uid: uid.to_owned(),
-                created: None,
-                labels: Labels::new(),
-                service_account: String::new(),
-                addresses: Vec::new(),
-                node: None,
-                host_network: false,
-                finished: false,
-                terminating: false,
-                named_ports: Vec::new(),
-                template_of: None,
+                })
             })
         };
         let state = |pods: &[(&str, &str)]| {

@@ -59,18 +59,8 @@ fn namespace(name: &str, value: &str) -> Object {
 
 fn pod(namespace: &str, name: &str, value: &str) -> Pod {
     Pod {
-        key: key(namespace, name),
-        uid: String::new(),
-        created: None,
         labels: labels(value),
-        addresses: Vec::new(),
-        node: None,
-        host_network: false,
-        finished: false,
-        terminating: false,
-        named_ports: Vec::new(),
-        service_account: String::new(),
-        template_of: None,
+        ..Pod::new(key(namespace, name))
     }
 }
 

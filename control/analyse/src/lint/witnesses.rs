@@ -232,18 +232,8 @@ impl<'a> Witnesses<'a> {
             .find(|key| !self.with_synthetic.pods.contains_key(key))
             .unwrap_or_else(|| unreachable!("names do not run out"));
         let pod = Pod {
-            key: key.clone(),
-            uid: String::new(),
-            created: None,
             labels: labels.clone(),
-            addresses: Vec::new(),
-            node: None,
-            host_network: false,
-            finished: false,
-            terminating: false,
-            named_ports: Vec::new(),
-            service_account: String::new(),
-            template_of: None,
+            ..Pod::new(key.clone())
         };
         self.with_synthetic.pods.insert(key.clone(), Arc::new(pod));
         self.synthetic.insert(key.clone(), labels);

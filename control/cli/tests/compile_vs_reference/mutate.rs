@@ -185,7 +185,6 @@ pub(crate) fn with_another_pod(cluster: &Cluster) -> (Cluster, ObjectKey) {
     };
     let mut more = cluster.clone();
     more.insert(Object::Pod(Pod {
-        key: key.clone(),
         uid: "another".to_owned(),
         created: Some(9),
         labels: [
@@ -195,12 +194,7 @@ pub(crate) fn with_another_pod(cluster: &Cluster) -> (Cluster, ObjectKey) {
         .into(),
         addresses: vec!["10.0.0.200".parse().expect("an address")],
         node: Some("n1".to_owned()),
-        host_network: false,
-        finished: false,
-        terminating: false,
-        named_ports: Vec::new(),
-        service_account: String::new(),
-        template_of: None,
+        ..Pod::new(key.clone())
     }));
     (more, key)
 }

@@ -179,18 +179,10 @@ impl World {
             ("db", "10.0.0.2", named(Protocol::Udp, 8080)),
         ] {
             cluster.insert(Object::Pod(ringwall_policy::Pod {
-                key: key(name),
-                uid: String::new(),
-                created: None,
                 labels: [("app".to_owned(), name.to_owned())].into(),
                 addresses: vec![address.parse().unwrap()],
-                node: None,
-                host_network: false,
-                finished: false,
-                terminating: false,
                 named_ports: vec![port],
-                service_account: String::new(),
-                template_of: None,
+                ..ringwall_policy::Pod::new(key(name))
             }));
         }
         cluster.supply_namespaces();

@@ -29,18 +29,9 @@ fn shop() -> Cluster {
         ("late", None),
     ] {
         cluster.insert(Object::Pod(Pod {
-            key: key(name),
-            uid: String::new(),
-            created: None,
             labels: [("app".to_owned(), name.to_owned())].into(),
             addresses: address.iter().map(|it| it.parse().unwrap()).collect(),
-            node: None,
-            host_network: false,
-            finished: false,
-            terminating: false,
-            named_ports: Vec::new(),
-            service_account: String::new(),
-            template_of: None,
+            ..Pod::new(key(name))
         }));
     }
     cluster.settings.pod_cidrs = vec!["10.0.0.0/16".parse().unwrap()];

@@ -26,6 +26,38 @@ pub(super) struct Findings {
     pub(super) unevaluated: Vec<Fault>,
 }
 
+impl Findings {
+    /// More entries than an API server takes mean what they say, and are a fault.
+    pub(super) fn at_most(&mut self, number: usize, most: usize, what: &str, at: &str) {
+        if number > most {
+            let message = format!("{number} {what} are too many: an API server accepts at most {most}");
+            self.faults.push(fault(at, message));
+        }
+    }
+
+    /// The entries of a list; None where there are none, or it is no list. `what` they are, in words.
+    pub(super) fn entries<'f>(
+        &mut self,
+        fields: &'f Fields,
+        at: &str,
+        key: &str,
+        most: usize,
+        what: &str,
+    ) -> Option<&'f [Value]> {
+        match list(fields, at, key) {
+            Ok([]) => None,
+            Ok(entries) => {
+                self.at_most(entries.len(), most, what, &join(at, key));
+                Some(entries)
+            }
+            Err(wrong) => {
+                self.faults.push(wrong);
+                None
+            }
+        }
+    }
+}
+
 /// What an API server makes of a label without value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Nulls {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     super::{
-        field::{Fields, fault, item, join, list, present, whole},
+        field::{Fields, fault, item, join, present, whole},
         policy::Findings,
     },
     Family,
@@ -87,23 +87,7 @@ pub(super) struct Ports {
 /// Reads `ports` or `notPorts`; None where there are none.
 pub(super) fn ports(fields: &Fields, at: &str, key: &str, own: &mut Findings) -> Option<Ports> {
     let path = join(at, key);
-    let entries = match list(fields, at, key) {
-        Ok([]) => return None,
-        Ok(entries) => entries,
-        Err(wrong) => {
-            own.faults.push(wrong);
-            return None;
-        }
-    };
-    if entries.len() > MOST {
-        own.faults.push(fault(
-            &path,
-            format!(
-                "{} ports are too many: an API server accepts at most {MOST}",
-                entries.len()
-            ),
-        ));
-    }
+    let entries = own.entries(fields, at, key, MOST, "ports")?;
     let mut ports = Ports::default();
     for (index, value) in entries.iter().enumerate() {
         let at = item(&path, index);

@@ -79,13 +79,7 @@ impl Rules<'_> {
     ) -> Result<Vec<TieredRule>, Fault> {
         let rules = list(spec, at, direction.key())?;
         let path = join(at, direction.key());
-        if rules.len() > MOST_RULES {
-            let message = format!(
-                "{} rules are too many: an API server accepts at most {MOST_RULES}",
-                rules.len()
-            );
-            self.findings.faults.push(fault(&path, message));
-        }
+        self.findings.at_most(rules.len(), MOST_RULES, "rules", &path);
         Ok(rules
             .iter()
             .enumerate()
@@ -865,23 +859,7 @@ fn blocks(peer: &Entity, family: Option<Family>) -> Vec<Peer> {
 /// `nets` or `notNets`; None where there are none. An unreadable one costs the rule (TIERS 99.5).
 fn nets(fields: &Fields, at: &str, key: &str, own: &mut Findings) -> Option<Vec<IpNet>> {
     let path = join(at, key);
-    let entries = match list(fields, at, key) {
-        Ok([]) => return None,
-        Ok(entries) => entries,
-        Err(wrong) => {
-            own.faults.push(wrong);
-            return None;
-        }
-    };
-    if entries.len() > MOST_BLOCKS {
-        own.faults.push(fault(
-            &path,
-            format!(
-                "{} blocks are too many: an API server accepts at most {MOST_BLOCKS}",
-                entries.len()
-            ),
-        ));
-    }
+    let entries = own.entries(fields, at, key, MOST_BLOCKS, "blocks")?;
     let mut nets = Vec::with_capacity(entries.len());
     for (index, value) in entries.iter().enumerate() {
         let at = item(&path, index);

@@ -81,7 +81,8 @@ impl<'a> Rules<'a> {
         let (key, ..) = direction.keys();
         let rules = list(spec, at, key)?;
         let path = join(at, key);
-        self.at_most(rules.len(), self.dialect.most, "rules", &path);
+        self.findings
+            .at_most(rules.len(), self.dialect.most, "rules", &path);
         Ok(rules
             .iter()
             .enumerate()
@@ -98,16 +99,6 @@ impl<'a> Rules<'a> {
                 rule
             })
             .collect())
-    }
-
-    /// More entries than an API server takes mean what they say.
-    fn at_most(&mut self, number: usize, most: usize, what: &str, at: &str) {
-        if number > most {
-            self.findings.faults.push(fault(
-                at,
-                format!("{number} {what} are too many: an API server accepts at most {most}"),
-            ));
-        }
     }
 
     /// A rule as it is lowered, and whether its peers are what it says.
@@ -248,7 +239,8 @@ impl<'a> Rules<'a> {
                 return None;
             }
         };
-        self.at_most(entries.len(), self.dialect.most, "peers", &path);
+        self.findings
+            .at_most(entries.len(), self.dialect.most, "peers", &path);
         let mut peers = List {
             entries: Vec::with_capacity(entries.len()),
             special: None,
@@ -399,7 +391,7 @@ impl<'a> Rules<'a> {
                 return Vec::new();
             }
         };
-        self.at_most(entries.len(), MOST_OF_PEER, what, &path);
+        self.findings.at_most(entries.len(), MOST_OF_PEER, what, &path);
         let mut texts = Vec::with_capacity(entries.len());
         let mut seen = BTreeSet::new();
         for (index, value) in entries.iter().enumerate() {
@@ -437,7 +429,8 @@ impl<'a> Rules<'a> {
                 return None;
             }
         };
-        self.at_most(entries.len(), self.dialect.most, key, &path);
+        self.findings
+            .at_most(entries.len(), self.dialect.most, key, &path);
         let mut ports = List {
             entries: Vec::with_capacity(entries.len()),
             special: None,
