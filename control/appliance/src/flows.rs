@@ -334,7 +334,7 @@ fn decides_here(reason: &Decider, src_is_local: bool, dst_is_local: bool) -> boo
     }
 }
 
-/// Both directions in the words and the order of `query`.
+/// Both directions, egress first, in the words of `query`.
 fn reasons(snapshot: &Snapshot, ingress: DirectionVerdict, egress: DirectionVerdict) -> Vec<Decider> {
     let mut out = Vec::new();
     for (direction, verdict) in [("egress", egress), ("ingress", ingress)] {
