@@ -12,7 +12,7 @@ use node_rig::{
     ask::{Ask, Verdict},
     describe, mac,
     raw::{Packets, arp, ethernet, icmp4, icmp6, ip4, ip6, udp4, udp6},
-    udp,
+    udp, wait_until,
 };
 use ringwall_bpf::node::{NodeCounters, Outcome, Program};
 
@@ -578,6 +578,8 @@ fn a_port_takes_what_is_to_its_pod() {
         &four(A4, OUTSIDE4),
         Outcome::ExitAsked,
     );
+    // Counted before the worker has it.
+    wait_until(|| !rig.asks().is_empty(), || "asked".to_owned());
     let ask = rig.asks().remove(0);
     assert_eq!(
         (ask.in_ifindex, ask.true_pair()),
