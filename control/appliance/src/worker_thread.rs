@@ -20,9 +20,6 @@ use rustix::{
 /// How long a worker with nothing to do keeps looking before it sleeps (`adaptive`). Longer than the gap between two
 /// packets of a busy flow, short enough not to disturb a pod on the same core.
 const SPIN: Nanos = Nanos(50_000);
-/// How long it does where it would have had something to do by then the last time, and slept: waking costs tens of
-/// microseconds, which every packet of a client with one request at a time would wait. As the kernel's `haltpoll` does.
-const LONG_SPIN: Nanos = Nanos(250_000);
 /// Longest sleep: the watchdog wants to see a turn, and timers have to run.
 const SLEEP: Duration = Duration::from_millis(100);
 /// Longest sleep while packets wait for a neighbour.
@@ -114,7 +111,6 @@ pub fn worker_loop(
 ) {
     let me = worker.index();
     let mut last_busy = now();
-    let mut spin = SPIN;
     let mut last_signal = Nanos(0);
     while !stop.load(Ordering::Relaxed) {
         let time = now();
@@ -130,7 +126,7 @@ pub fn worker_loop(
             last_busy = time;
             continue;
         }
-        if idle == IdlePolicy::BusyPoll || time.since(last_busy) < spin {
+        if idle == IdlePolicy::BusyPoll || time.since(last_busy) < SPIN {
             std::hint::spin_loop();
             continue;
         }
@@ -147,10 +143,5 @@ pub fn worker_loop(
                 .wait(if turn.has_held { SLEEP_WITH_HOLDS } else { SLEEP });
         }
         sleepers.asleep[me].store(false, Ordering::SeqCst);
-        spin = if now().since(last_busy) < LONG_SPIN {
-            LONG_SPIN
-        } else {
-            SPIN
-        };
     }
 }
