@@ -372,7 +372,7 @@ fn a_router_forwards_jumbo_frames_and_answers_those_that_are_too_big() {
         let sender = udp(far, far.address(v6), 0);
         let to = SocketAddr::new(bed.external.address(v6), UDP);
         let mut learned = false;
-        for _ in 0..10 {
+        for _ in 0..100 {
             match sender.send_to(&payload(8900), to) {
                 // IPv4 sockets that leave it to the kernel fragment once the path's MTU is known; IPv6 ones do, too.
                 Ok(_) => {}

@@ -119,6 +119,7 @@ pub fn run(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     };
     let started = Instant::now();
     let config = load(args)?;
+    cpus::leave_to_workers(&config); // it may have changed while this process stood by
     let plan = Plan::make(&config)?;
     done(started, "configuration and plan");
     super::make_private_dir(&plan.runtime_dir)?;

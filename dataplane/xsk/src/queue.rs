@@ -232,7 +232,12 @@ impl Queue {
             Progress::More => None,
             Progress::Complete(pieces) => {
                 self.receiving -= pieces.len() as u32;
-                Some((pool.chain(&pieces, self.port)?, pieces.len()))
+                let frame = pool.chain(&pieces, self.port);
+                if frame.is_none() {
+                    free.extend(pieces.iter().map(|(number, _)| *number));
+                    self.local_counts.bad_descriptors += 1;
+                }
+                frame.map(|frame| (frame, pieces.len()))
             }
             Progress::Broken(pieces) => {
                 self.receiving -= pieces.len() as u32;
