@@ -44,16 +44,22 @@ fn datagram(bed: &Bed, from: &str, v6: bool, patience: Duration) -> Outcome {
     attempt_all(&[attempt], patience).unwrap().remove(0)
 }
 
-fn answers(role: Role, clients: &[&str]) {
-    let plans = [Plan::new("shop/web"), Plan::new("shop/client")];
-    let bed = Bed::new(role, &plans, 1).unwrap();
+/// A gateway or node whose configuration says `reset`, with a policy that closes `shop/web` and says nothing about answers.
+fn start(bed: &Bed) -> (World, Appliance) {
     let options = Options {
         more: "denied: {answer: reset}\n".to_owned(),
         ..Options::default()
     };
-    let mut world = World::of(&bed);
+    let mut world = World::of(bed);
     world.policies = vec![closed(None)];
-    let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+    let firewall = Appliance::start(bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+    (world, firewall)
+}
+
+fn answers(role: Role, clients: &[&str]) {
+    let plans = [Plan::new("shop/web"), Plan::new("shop/client")];
+    let bed = Bed::new(role, &plans, 1).unwrap();
+    let (mut world, firewall) = start(&bed);
     for (answer, tcp, refuses_datagrams) in [
         (None, Some(ErrorKind::ConnectionRefused), true),
         (Some("prohibited"), Some(ErrorKind::HostUnreachable), true),
@@ -137,13 +143,7 @@ fn pods_of_a_node_learn_it_by_the_service_that_they_used() {
             SERVICE[0], web.v4, SERVICE[1], web.v6
         ))
         .unwrap();
-        let options = Options {
-            more: "denied: {answer: reset}\n".to_owned(),
-            ..Options::default()
-        };
-        let mut world = World::of(&bed);
-        world.policies = vec![closed(None)];
-        let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+        let (_, firewall) = start(&bed);
         let client = bed.member("shop/client").unwrap();
         for address in SERVICE {
             let to: std::net::IpAddr = address.parse().unwrap();

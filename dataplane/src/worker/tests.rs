@@ -293,9 +293,14 @@ impl Bed {
 
     /// Asserts that a packet is dropped for a reason.
     fn drops(&mut self, port: PortId, frame: &[u8], reason: DropReason) {
+        self.drops_one(reason, |bed| bed.on(0, port, frame));
+    }
+
+    /// Asserts that nothing is sent, and one packet dropped for a reason.
+    fn drops_one(&mut self, reason: DropReason, send: impl FnOnce(&mut Self) -> Vec<(PortId, Vec<u8>)>) {
         let before = self.stats.drops(reason);
         let total = self.stats.sum(|worker| worker.drops.total());
-        let sent = self.on(0, port, frame);
+        let sent = send(self);
         assert_eq!(sent, [], "want {}", reason.name());
         let after: Vec<_> = DropReason::ALL
             .iter()

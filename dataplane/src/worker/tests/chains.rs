@@ -55,24 +55,7 @@ impl Bed {
     }
 
     fn drops_pieces(&mut self, id: PortId, frame: &[u8], cuts: &[usize], reason: DropReason) {
-        let before = self.stats.drops(reason);
-        let total = self.stats.sum(|worker| worker.drops.total());
-        assert!(
-            self.on_pieces(id, frame, cuts).is_empty(),
-            "{cuts:?}: want {}",
-            reason.name()
-        );
-        let have: Vec<_> = DropReason::ALL
-            .iter()
-            .filter(|reason| self.stats.drops(**reason) > 0)
-            .collect();
-        assert_eq!(
-            self.stats.drops(reason),
-            before + 1,
-            "{cuts:?}: want {}, have {have:?}",
-            reason.name()
-        );
-        assert_eq!(self.stats.sum(|worker| worker.drops.total()), total + 1);
+        self.drops_one(reason, |bed| bed.on_pieces(id, frame, cuts));
     }
 }
 
