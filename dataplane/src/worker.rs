@@ -240,6 +240,8 @@ enum Disposition {
     /// It drops whatever it is.
     Unusable(DropReason),
     NotSubject(NotSubject),
+    /// The same, inside of a tunnel packet.
+    NotSubjectInTunnel(NotSubject),
     Malformed(DropReason),
     /// A tunnel packet that drops whatever is inside.
     Refused(DropReason),
@@ -406,6 +408,9 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             Disposition::NoPort => self.drop_frame(frame, DropReason::PortUnavailable),
             Disposition::Unusable(reason) => self.drop_frame(frame, reason),
             Disposition::NotSubject(kind) => self.handle_not_subject(frame, port, kind),
+            Disposition::NotSubjectInTunnel(kind) => {
+                self.handle_not_subject_in_tunnel(frame, &packet, port, hash, kind)
+            }
             Disposition::Malformed(reason) => self.handle_malformed(frame, port, reason),
             Disposition::Refused(reason) => {
                 if frame.is_chain() {
@@ -628,14 +633,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
                 if !self.fits_port(&frame, peer) {
                     return self.drop_frame(frame, DropReason::TooBig);
                 }
-                if port.partial_checksums {
-                    // It may be in a tunnel.
-                    if frame.is_chain() {
-                        self.complete_carriers_of_chain(&mut frame);
-                    } else {
-                        self.complete_carriers(frame.bytes_mut());
-                    }
-                }
+                self.complete_all_carriers(&mut frame, port); // it may be in a tunnel
                 self.stats.counters.not_subject.add(1);
                 self.send(peer, frame);
             }

@@ -318,6 +318,9 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             (Some(_), super::Disposition::Own) if resolved => {
                 self.process_packet(frame, &packet, hash, Lookahead::AFTER_HOLD)
             }
+            (Some(port), super::Disposition::NotSubjectInTunnel(kind)) if resolved => {
+                self.handle_not_subject_in_tunnel(frame, &packet, port, hash, kind)
+            }
             (Some(port), super::Disposition::Own) => {
                 self.reject(frame, &packet, port, RouteFailure::unresolved(None));
             }

@@ -15,6 +15,7 @@ use crate::{
     verdict::DropReason,
     wire::{
         self, Packet, Parsed, Quoted, Transport, checksum,
+        subject::{NotSubject, NotSubjectTable},
         tunnel::{MAX_TUNNELS, Tunnel, TunnelKind},
     },
 };
@@ -101,7 +102,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             };
             match self.open(frame, &packet, kind, meta.packet.total_length()) {
                 Ok(Parsed::Subject(inside)) => packet = inside,
-                Ok(Parsed::NotSubject(kind)) => return Some(Disposition::NotSubject(kind)),
+                Ok(Parsed::NotSubject(kind)) => return Some(Disposition::NotSubjectInTunnel(kind)),
                 Ok(Parsed::Malformed(reason)) | Err(reason) => return Some(Disposition::Refused(reason)),
             }
         }
@@ -302,6 +303,44 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
             return Err(DropReason::IcmpRateLimited.into());
         }
         Ok(FlowUpdate::TunnelError { account })
+    }
+
+    /// A frame in a tunnel that is not subject to policy. Through a router it goes on if a wire would let it cross by default: the
+    /// link that it belongs to is the tunnel's, whose ends find each other by it, and not the router's own. `packet` is the tunnel packet.
+    #[cold]
+    pub(super) fn handle_not_subject_in_tunnel(
+        &mut self,
+        mut frame: Frame,
+        packet: &Packet,
+        port: &Port,
+        hash: KeyHash,
+        kind: NotSubject,
+    ) {
+        if matches!(port.kind, PortKind::Wire { .. }) || !NotSubjectTable::WIRE.crosses(kind) {
+            return self.handle_not_subject(frame, port, kind);
+        }
+        match self.route(packet, port, hash) {
+            Ok(OutputPath::Wait(to)) => self.hold(frame, packet, port, to),
+            Ok(path) => {
+                self.complete_all_carriers(&mut frame, port);
+                self.stats.counters.not_subject.add(1);
+                self.transmit(frame, packet, packet, port, path);
+            }
+            Err(why) => self.reject(frame, packet, port, why),
+        }
+    }
+
+    /// Completes partial checksums of the tunnel packets around a frame, if its port may bring any.
+    #[cold]
+    pub(super) fn complete_all_carriers(&self, frame: &mut Frame, port: &Port) {
+        if !port.partial_checksums {
+            return;
+        }
+        if frame.is_chain() {
+            self.complete_carriers_of_chain(frame);
+        } else {
+            self.complete_carriers(frame.bytes_mut());
+        }
     }
 
     /// Completes partial checksums of tunnel packets, from the inside out; that of the innermost packet is complete. A kernel sums

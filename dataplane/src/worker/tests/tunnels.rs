@@ -740,9 +740,7 @@ fn failsafe_rules_open_no_tunnels() {
 #[test]
 fn what_no_policy_speaks_about_crosses_inside_as_it_does_bare() {
     let mut bed = bed();
-    let mut arp = vec![0xff; 6];
-    arp.extend_from_slice(&[2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    arp.extend_from_slice(&[0; 20]);
+    let arp = arp_request();
     assert!(bed.crosses(INSIDE, &nodes(0, 0).vxlan(8472, 1, &arp)));
     let stranger = from_to(STRANGER[0], NODES[1][0]);
     bed.drops(INSIDE, &stranger.vxlan(8472, 1, &arp), DropReason::TunnelSource);
@@ -842,31 +840,90 @@ fn workers_agree_about_tunnels() {
 }
 
 /// A router between nodes forwards the tunnel packet: its routes, TTL and MTU are the outer packet's.
+/// A router whose two ports lead to a node each.
+fn router(family: usize, neighbours: &[usize]) -> ForwardingBuilder {
+    let mut builder = ForwardingBuilder::new();
+    for (id, node) in [(INSIDE, 0), (OUTSIDE, 1)] {
+        builder.port(Port {
+            mtu: 1400,
+            ..port(id, PortKind::Uplink, Side::Inside)
+        });
+        let longest = [32, 128][family];
+        builder.route(addr(NODES[node][family]), longest, Route::connected(id));
+        if neighbours.contains(&node) {
+            let station = [6, 0, 0, 0, 0, node as u8];
+            builder.neighbour(id, addr(NODES[node][family]), Neighbour::Reachable(station));
+        }
+        builder.icmp_source(addr(["203.0.113.9", "2001:db8:9::9"][family]));
+    }
+    builder
+}
+
+/// From one node to the router.
+fn to_router(node: usize, family: usize) -> Template {
+    let mut template = nodes(node, family);
+    template.eth_dst = [2, 0, 0, 0, 1, node as u8];
+    template
+}
+
+/// Who has an address?
+fn arp_request() -> Vec<u8> {
+    let mut arp = vec![0xff; 6];
+    arp.extend_from_slice(&[2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    arp.extend_from_slice(&[0; 20]);
+    arp
+}
+
+#[test]
+fn a_router_forwards_what_the_ends_of_a_tunnel_find_each_other_by() {
+    for family in [0, 1] {
+        let mut bed = Bed::with(DataplaneConfig::default(), 4096);
+        bed.plane.snapshots.publish(snapshot(1));
+        bed.plane.forwarding.publish(router(family, &[0, 1]).build());
+        let mut bed = bed.settled();
+        let question = to_router(0, family).vxlan(8472, 1, &arp_request());
+        let [(out, sent)] = bed.on(0, INSIDE, &question).try_into().unwrap();
+        assert_eq!(out, OUTSIDE);
+        let Parsed::Subject(outer) = parse(&sent) else {
+            panic!("no packet")
+        };
+        assert_eq!((outer.ttl, outer.src), (63, addr(NODES[0][family])));
+        assert!(sent.ends_with(&arp_request()), "unchanged inside");
+
+        // A bare one is the router's own; a stranger's, and what a wire would not let cross, go nowhere.
+        bed.drops(INSIDE, &arp_request(), DropReason::NotSubject);
+        let mut stranger = from_to(STRANGER[family], NODES[1][family]);
+        stranger.eth_dst = to_router(0, family).eth_dst;
+        bed.drops(
+            INSIDE,
+            &stranger.vxlan(8472, 1, &arp_request()),
+            DropReason::TunnelSource,
+        );
+        let group = from_to(A[0], "224.0.0.9").udp(9, 9, b"");
+        bed.drops(
+            INSIDE,
+            &to_router(0, family).vxlan(8472, 1, &group),
+            DropReason::NotSubject,
+        );
+
+        // It waits for the next hop like any other.
+        bed.plane.forwarding.publish(router(family, &[0]).build());
+        assert!(bed.on(0, INSIDE, &question).is_empty());
+        bed.plane.forwarding.publish(router(family, &[0, 1]).build());
+        let [(out, again)] = bed.run().try_into().unwrap();
+        assert_eq!((out, again), (OUTSIDE, sent));
+    }
+}
+
 #[test]
 fn a_router_routes_the_outer_packet() {
     for family in [0, 1] {
         let mut bed = Bed::with(DataplaneConfig::default(), 4096);
         bed.plane.snapshots.publish(snapshot(1));
-        let mut builder = ForwardingBuilder::new();
-        for (id, node) in [(INSIDE, 0), (OUTSIDE, 1)] {
-            builder.port(Port {
-                mtu: 1400,
-                ..port(id, PortKind::Uplink, Side::Inside)
-            });
-            let longest = [32, 128][family];
-            builder.route(addr(NODES[node][family]), longest, Route::connected(id));
-            let station = [6, 0, 0, 0, 0, node as u8];
-            builder.neighbour(id, addr(NODES[node][family]), Neighbour::Reachable(station));
-            builder.icmp_source(addr(["203.0.113.9", "2001:db8:9::9"][family]));
-        }
-        bed.plane.forwarding.publish(builder.build());
+        bed.plane.forwarding.publish(router(family, &[0, 1]).build());
         let mut bed = bed.settled();
         for (form, wrap) in FORMS {
-            let template = |node: usize| {
-                let mut template = nodes(node, family);
-                template.eth_dst = [2, 0, 0, 0, 1, node as u8];
-                template
-            };
+            let template = |node: usize| to_router(node, family);
             let inside = from_to(A[family], B[family]).udp(7, 53, b"");
             let frame = wrap(&template(0), &inside);
             let [(out, sent)] = bed.on(0, INSIDE, &frame).try_into().unwrap();
