@@ -2,13 +2,16 @@
 //! packet plane. The control of the benchmarks.
 //!
 //! `l2fwd FIRST SECOND [SECONDS] [CPU]...`: one worker per CPU given (one, unpinned, without); prints packets per
-//! second, and the accounts at the end. SIGTERM ends it earlier. Needs root, and a BPF file system (`/sys/fs/bpf`).
+//! second, and the accounts at the end. SIGTERM ends it earlier. Needs root, and a BPF file system: `/sys/fs/bpf`, or the
+//! one that `BPFFS` names.
+
+#[path = "support/pins.rs"]
+mod pins;
 
 use std::{
     env,
     error::Error,
     os::fd::AsFd,
-    path::PathBuf,
     process,
     sync::{
         Arc,
@@ -54,12 +57,12 @@ fn forward() -> Result<(), Box<dyn Error>> {
     };
     let fill_frames = size("FILL_FRAMES", 512)?;
 
-    let pins = PathBuf::from(format!("/sys/fs/bpf/ringwall-l2fwd-{}", process::id()));
+    let pins = pins::Pins::of("l2fwd", &names.map(String::clone));
     let mut attached = Vec::new();
     for (index, name) in names.iter().enumerate() {
         attached.push(ringwall_bpf::attach(&PortSpec {
             name: (*name).clone(),
-            pins: pins.clone(),
+            pins: pins.folder().to_owned(),
             role: PortRole::Wire {
                 peer: names[1 - index].clone(),
                 judge_all: true,
@@ -136,10 +139,6 @@ fn forward() -> Result<(), Box<dyn Error>> {
         println!("{} queue {}: {stats:?}", names[usize::from(port.0)], queue.0);
     }
     println!("{:?}", sockets.accounts());
-    for port in attached {
-        port.detach()?;
-    }
-    let _ = std::fs::remove_dir(pins);
     Ok(())
 }
 

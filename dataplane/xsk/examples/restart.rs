@@ -1,11 +1,14 @@
 //! How long a restart keeps the queues of an interface without a socket: attach (programs taken over), open, register.
 //!
 //! `restart INTERFACE [ROUNDS]`: closes and reopens everything, as a process that ends and its successor would, and
-//! prints the time of each part. Needs root, and a BPF file system (`/sys/fs/bpf`).
+//! prints the time of each part. Needs root, and a BPF file system: `/sys/fs/bpf`, or the one that `BPFFS` names.
 
-use std::{env, error::Error, os::fd::AsFd, path::PathBuf, process, time::Instant};
+#[path = "support/pins.rs"]
+mod pins;
 
-use ringwall_bpf::{AttachMode, AttachedPort, EgressGuard, FailMode, PortRole, PortSpec, attach, detach};
+use std::{env, error::Error, os::fd::AsFd, process, time::Instant};
+
+use ringwall_bpf::{AttachMode, AttachedPort, EgressGuard, FailMode, PortRole, PortSpec, attach};
 use ringwall_dataplane::port::PortId;
 use ringwall_xsk::{Config, PortConfig, RingSizes, Sockets, XskIo, ZeroCopy, open};
 
@@ -57,9 +60,10 @@ fn restart() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let name = arguments.first().ok_or("usage: restart INTERFACE [ROUNDS]")?;
     let rounds: u32 = arguments.get(1).map_or(Ok(5), |text| text.parse())?;
+    let pins = pins::Pins::of("restart", std::slice::from_ref(name));
     let spec = PortSpec {
         name: name.clone(),
-        pins: PathBuf::from(format!("/sys/fs/bpf/ringwall-restart-{}", process::id())),
+        pins: pins.folder().to_owned(),
         role: PortRole::Pod,
         fail_mode: FailMode::Closed,
         mode: AttachMode::Auto,
@@ -75,7 +79,5 @@ fn restart() -> Result<(), Box<dyn Error>> {
         drop((workers, sockets));
         println!("closed in {} us", closing.elapsed().as_micros());
     }
-    detach(&spec.pins, name)?;
-    let _ = std::fs::remove_dir(&spec.pins);
     Ok(())
 }
