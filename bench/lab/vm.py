@@ -180,6 +180,15 @@ def initramfs(tree, modules, into):
         into.write_bytes(packed.stdout)
 
 
+def remove_leftovers():
+    """Deletes the namespaces of runs that were killed before they could do so."""
+    for line in run("ip", "netns", "list").splitlines():
+        name = line.split()[0] if line.strip() else ""
+        left = re.fullmatch(r"ringwall-vm-(\d+)", name)
+        if left and not pathlib.Path("/proc", left[1]).exists():
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
 @contextlib.contextmanager
 def wiring(namespace):
     """A namespace with the guest's ports, two and two on a bridge."""
@@ -214,9 +223,9 @@ def qemu(image, initrd, out, log, minutes):
         ]  # fmt: skip
     namespace = f"ringwall-vm-{os.getpid()}"
     with wiring(namespace), open(log, "wb") as file:
-        guest = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, *map(str, command)], stdin=subprocess.DEVNULL, stdout=file, stderr=file
-        )
+        # The guest ends with this process, also where that is killed.
+        bound = ["setpriv", "--pdeathsig", "KILL", "--", "ip", "netns", "exec", namespace, *map(str, command)]
+        guest = subprocess.Popen(bound, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         try:
             guest.wait(minutes * 60)
         except subprocess.TimeoutExpired:
@@ -277,7 +286,7 @@ def main():
     if os.geteuid() != 0:
         print("vm.py: needs root, to make a network namespace for the guest: run it with sudo", file=sys.stderr)
         return 2
-    for program in ("qemu-system-x86_64", "busybox", "modprobe", "depmod", "ip", "xz", "apt-get", "dpkg-deb"):
+    for program in ("qemu-system-x86_64", "busybox", "modprobe", "depmod", "ip", "setpriv", "xz", "apt-get", "dpkg-deb"):
         if not shutil.which(program):
             print(f"vm.py: there is no {program}: run `make lab-vm`, which installs what is missing", file=sys.stderr)
             return 2
@@ -285,7 +294,9 @@ def main():
         print(f"vm.py: there is no {options.binary}: build it first (`make build`)", file=sys.stderr)
         return 2
     # Ends the guest and its namespace, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(2))
+    remove_leftovers()
     status, records = 0, []
     for name in options.kernel or KERNELS:
         try:
