@@ -5,12 +5,15 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    io::Read as _,
+    os::fd::AsRawFd as _,
     path::Path,
     process::Command,
 };
 
 use addr2line::Loader;
 use anyhow::{Context, anyhow, bail, ensure};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::{
     mix::Mix,
@@ -35,7 +38,10 @@ pub type Counts = BTreeMap<String, f64>;
 /// # Errors
 /// There is no valgrind, the program fails, or its debug information cannot be read.
 pub fn count(program: &Path, mix: Mix) -> anyhow::Result<Counts> {
-    let output = std::env::temp_dir().join(format!("ringwall-callgrind-{}-{mix}", std::process::id()));
+    // Gone with this process, however it ends.
+    let mut output =
+        fs::File::from(memfd_create("callgrind", MFdFlags::empty()).context("making a file in memory")?);
+    let path = format!("/proc/{}/fd/{}", std::process::id(), output.as_raw_fd());
     let run = Command::new("valgrind")
         .args([
             "--tool=callgrind",
@@ -44,13 +50,11 @@ pub fn count(program: &Path, mix: Mix) -> anyhow::Result<Counts> {
             "--compress-pos=no",
         ])
         .arg("--toggle-collect=*Load*measured*")
-        .arg(format!("--callgrind-out-file={}", output.display()))
+        .arg(format!("--callgrind-out-file={path}"))
         .arg(program)
         .arg(mix.name())
         .output()
         .context("starting valgrind; on Debian: apt-get install valgrind")?;
-    let profile = fs::read_to_string(&output);
-    let _ = fs::remove_file(&output);
     if !run.status.success() {
         bail!(
             "{} {mix} under valgrind: {}",
@@ -69,7 +73,10 @@ pub fn count(program: &Path, mix: Mix) -> anyhow::Result<Counts> {
                 program.display()
             )
         })?;
-    let profile = profile.with_context(|| format!("reading {}", output.display()))?;
+    let mut profile = String::new();
+    output
+        .read_to_string(&mut profile)
+        .context("reading what callgrind wrote")?;
     let costs = costs(&profile, &program.to_string_lossy())?;
     by_stage(program, &costs, packets)
 }
@@ -117,7 +124,8 @@ fn costs(profile: &str, program: &str) -> anyhow::Result<HashMap<u64, u64>> {
     Ok(costs)
 }
 
-fn by_stage(program: &Path, costs: &HashMap<u64, u64>, packets: f64) -> anyhow::Result<Counts> {
+/// Costs at addresses of a program, for each of so many packets, by stage, with the [`TOTAL`].
+pub(crate) fn by_stage(program: &Path, costs: &HashMap<u64, u64>, packets: f64) -> anyhow::Result<Counts> {
     let loader = Loader::new(program).map_err(|error| anyhow!("{}: {error}", program.display()))?;
     let mut counts: Counts = STAGES.iter().map(|stage| ((*stage).to_owned(), 0.0)).collect();
     for (address, cost) in costs {

@@ -1,11 +1,13 @@
-//! `ringwall-memory-load MIX [FLOWS [RULES [shuffled]]]`: takes 100,000 packets (and each flow at least once) through a
-//! worker. Prints the mix, how many packets there were, and the nanoseconds for each. For `ringwall-instructions`, which has
-//! callgrind watch it, and for profilers.
+//! `ringwall-memory-load MIX [FLOWS [RULES [shuffled|in-order [PACKETS [sampled]]]]]`: takes 100,000 packets (and each flow at
+//! least once) through a worker. Prints the mix, how many packets there were, and the nanoseconds for each; `sampled`, before
+//! that, where and when the looks of a profiler were at packets. For `ringwall-instructions`, which has callgrind watch it, and
+//! for profilers.
 
 use anyhow::Context;
 use ringwall_bench_memory::{
     clock::thread_nanos,
     load::{Load, Plan},
+    sampling,
 };
 
 const PACKETS: usize = 100_000;
@@ -20,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     };
     let mix = arguments
         .first()
-        .context("usage: ringwall-memory-load MIX [FLOWS [RULES [shuffled]]]")?
+        .context("usage: ringwall-memory-load MIX [FLOWS [RULES [shuffled|in-order [PACKETS [sampled]]]]]")?
         .parse()?;
     let plan = Plan {
         mix,
@@ -28,7 +30,13 @@ fn main() -> anyhow::Result<()> {
         rules: number(2, 1_000)?,
         shuffled: arguments.get(3).is_some_and(|text| text == "shuffled"),
     };
-    let round = Load::new(plan)?.round(PACKETS.max(plan.flows), thread_nanos)?;
+    let packets = number(4, PACKETS.max(plan.flows))?;
+    let mut load = Load::new(plan)?;
+    let round = if arguments.get(5).is_some_and(|text| text == "sampled") {
+        sampling::report(&mut load, packets)?
+    } else {
+        load.round(packets, thread_nanos)?
+    };
     println!(
         "{mix} {} {:.1}",
         round.packets,
