@@ -14,7 +14,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let object = build("ringwall")?;
     let node = build("node")?;
     if env::var_os("CARGO_FEATURE_TRAFFIC").is_some() {
-        build("traffic")?;
         build("generator")?;
         build("peers")?;
     }

@@ -18,7 +18,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
 use self::stream::{Addresses, Ports, Script, Sizes, Stream};
-use crate::report::{count, number};
+use crate::{
+    arguments::seconds,
+    report::{count, number},
+};
 
 /// Options of the generator.
 #[derive(clap::Args, Debug)]
@@ -84,6 +87,9 @@ pub(crate) struct Options {
     /// Send TCP connections instead of datagrams, with so many segments of data each; the sink answers
     #[arg(long, value_name = "SEGMENTS")]
     tcp: Option<u8>,
+    /// Do not close the connections of --tcp: those that are open become more and more
+    #[arg(long, requires = "tcp", conflicts_with = "sockets")]
+    stay_open: bool,
     /// Send SYN after SYN, each a flow of its own
     #[arg(long, conflicts_with = "tcp")]
     syn_flood: bool,
@@ -98,11 +104,12 @@ pub(crate) struct Options {
         long,
         value_name = "SECONDS",
         default_value_t = 1.0,
+        value_parser = seconds,
         conflicts_with = "frames"
     )]
     seconds: f64,
-    /// Send by sockets of the kernel, not by frames of the generator
-    #[arg(long)]
+    /// Send by sockets of the kernel, not by frames of the generator: of one length, to one address and port
+    #[arg(long, conflicts_with_all = ["from", "from_mac", "to_mac", "from_ports", "shuffled"])]
     sockets: bool,
     /// How results are printed
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
@@ -230,7 +237,10 @@ impl Options {
             from_ports: self.from_ports,
             to_ports: self.to_ports,
             script: match (self.tcp, self.syn_flood) {
-                (Some(data), _) => Script::Tcp { data },
+                (Some(data), _) => Script::Tcp {
+                    data,
+                    closes: !self.stay_open,
+                },
                 (None, true) => Script::SynFlood,
                 (None, false) => Script::Udp,
             },
@@ -238,17 +248,27 @@ impl Options {
             flows: self.flows,
             shuffled: self.shuffled,
             new_flow_every: match (self.new_flows, self.rate) {
-                (Some(new), Some(rate)) if new > 0 => {
-                    ensure!(
-                        new <= rate,
-                        "{new} new flows per second need as many frames; --rate is {rate}"
-                    );
-                    rate / new
-                }
+                (Some(new), Some(rate)) if new > 0 => frames_per_new_flow(new, rate)?,
                 _ => 0,
             },
         })
     }
+}
+
+/// Every how many frames a flow has to begin.
+fn frames_per_new_flow(new: u64, rate: u64) -> anyhow::Result<u64> {
+    ensure!(
+        new <= rate,
+        "{new} new flows per second need as many frames; --rate is {rate}"
+    );
+    let every = rate / new;
+    let (more, fewer) = (rate / every, rate / (every + 1));
+    ensure!(
+        (more - new) * 100 <= new,
+        "--new-flows {new}: a flow begins with each frame of a number, so of --rate {rate} there can be {fewer} or {more} new flows a \
+         second"
+    );
+    Ok(every)
 }
 
 /// What was sent and what arrived.
@@ -312,6 +332,7 @@ fn send(options: &Options) -> anyhow::Result<Outcome> {
             first: 0,
             count: frames,
             rate: options.rate,
+            answered: false,
         };
         Ok(generator.send(&interface.interface, order)?)
     })?;
@@ -355,9 +376,9 @@ pub(crate) fn stamped(stream: &Stream, frames: u64) -> u64 {
     match stream.script {
         Script::Udp => frames,
         Script::SynFlood => 0,
-        Script::Tcp { data } => {
+        Script::Tcp { data, .. } => {
             // Steps 2 to 2 + data of each round of the flows.
-            let (flows, steps) = (u64::from(stream.flows), u64::from(data) + 4);
+            let (flows, steps) = (u64::from(stream.flows), stream.script.steps());
             let (scripts, rest) = (frames / (flows * steps), frames % (flows * steps));
             let data = u64::from(data) * flows;
             scripts * data + rest.saturating_sub(2 * flows).min(data)
@@ -369,7 +390,11 @@ fn describe(stream: &Stream) -> String {
     let order = if stream.shuffled { "shuffled" } else { "in order" };
     let what = match stream.script {
         Script::Udp => format!("{}-byte UDP", stream.sizes()),
-        Script::Tcp { data } => format!("TCP connections with {data} segments of {} bytes", stream.sizes()),
+        Script::Tcp { data, closes } => format!(
+            "TCP connections with {data} segments of {} bytes{}",
+            stream.sizes(),
+            if closes { "" } else { " that stay open" }
+        ),
         Script::SynFlood => "SYN flood".to_owned(),
     };
     format!("{what}, {} flows {order}", count(stream.flows.into()))

@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail};
-use ringwall_bpf::traffic::Traffic;
+use anyhow::{Context, anyhow, bail, ensure};
+use ringwall_bpf::generator::{Generator, Order, mac};
 use ringwall_testbed::{
     appliance::{self, Appliance, built_binary},
     netns::Netns,
@@ -20,7 +20,8 @@ use ringwall_testbed::{
 use serde_json::{Value, json};
 
 use crate::{
-    packets::{self, LENGTH},
+    arguments::positive,
+    generate::stream::{Addresses, Ports, Script, Stream},
     recorder::{Recorder, Recording},
     report::count,
     samples::{Better, Party, Plan, Reading, Row, Section, Target},
@@ -30,10 +31,10 @@ use crate::{
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
     /// How long each attack lasts, in seconds.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = positive::<u64>)]
     pub(crate) seconds: u64,
     /// Packets a second.
-    #[arg(long, default_value_t = 500_000)]
+    #[arg(long, default_value_t = 500_000, value_parser = positive::<u64>)]
     pub(crate) rate: u64,
     #[command(flatten)]
     pub(crate) recording: Recording,
@@ -52,7 +53,7 @@ const HTTP: u16 = 80;
 /// An attack: who sends what.
 struct Attack {
     from: Sender,
-    packets: Vec<[u8; ringwall_bpf::traffic::HEADERS]>,
+    stream: Stream,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -147,53 +148,57 @@ fn attack(options: &Options) -> anyhow::Result<Vec<Reading>> {
     let [web, db, client, tenant] = bed.pods.as_slice() else {
         bail!("a bed of four pods has {}", bed.pods.len());
     };
-    let macs = |member: &Member, interface: &str, port: &str| -> anyhow::Result<([u8; 6], [u8; 6])> {
-        Ok((mac(&bed.gateway, port)?, mac(&member.ns, interface)?))
-    };
-    let outside = macs(&bed.external, "eth0", "uplink")?;
-    let inside = macs(tenant, "eth0", &tenant.port)?;
-    // As many as the generator holds; their ports go on with every round of it.
-    let forged = |to: Ipv4Addr| -> Vec<_> {
-        let source = |n: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + n * 2 + 1);
-        (0..65_536)
-            .map(|n| packets::syn(outside, source(n), to, 1024 + (n % 60_000) as u16, HTTP))
-            .collect()
-    };
-    let tenants = |to: &dyn Fn(u32) -> (Ipv4Addr, u16)| -> Vec<_> {
-        (0..65_536)
-            .map(|n| {
-                let (address, port) = to(n);
-                packets::syn(inside, tenant.v4, address, 1024 + (n % 60_000) as u16, port)
+    // SYNs from addresses to addresses and ports, each a flow of its own.
+    let flood =
+        |from: Sender, (first, sources), (to, destinations), to_ports: Ports| -> anyhow::Result<Attack> {
+            let (member, port) = match from {
+                Sender::Outsider => (&bed.external, "uplink"),
+                Sender::Pod => (tenant, tenant.port.as_str()),
+            };
+            let addresses = |first: Ipv4Addr, count| Addresses {
+                first: first.into(),
+                count,
+            };
+            Ok(Attack {
+                from,
+                stream: Stream {
+                    macs: (member.ns.run(|| mac("eth0"))??, bed.gateway.run(|| mac(port))??),
+                    from: addresses(first, sources),
+                    to: addresses(to, destinations),
+                    from_ports: Ports {
+                        first: 1024,
+                        count: 60_000,
+                    },
+                    to_ports,
+                    script: Script::SynFlood,
+                    sizes: None,
+                    flows: 1,
+                    shuffled: false,
+                    new_flow_every: 0,
+                },
             })
-            .collect()
-    };
+        };
+    let strangers = (Ipv4Addr::new(198, 18, 0, 1), 131_070);
+    let (web_port, many) = (
+        Ports {
+            first: HTTP,
+            count: 1,
+        },
+        Ports {
+            first: 1,
+            count: 50_000,
+        },
+    );
     let attacks = [
-        Attack {
-            from: Sender::Outsider,
-            packets: forged(web.v4),
-        },
-        Attack {
-            from: Sender::Outsider,
-            packets: forged(db.v4),
-        },
-        Attack {
-            from: Sender::Pod,
-            packets: tenants(&|n| {
-                (
-                    Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + n),
-                    1 + (n % 50_000) as u16,
-                )
-            }),
-        },
-        Attack {
-            from: Sender::Pod,
-            packets: tenants(&|n| {
-                (
-                    Ipv4Addr::new(192, 0, 2, 20 + (n % 200) as u8),
-                    1 + (n / 200) as u16,
-                )
-            }),
-        },
+        flood(Sender::Outsider, strangers, (web.v4, 1), web_port)?,
+        flood(Sender::Outsider, strangers, (db.v4, 1), web_port)?,
+        flood(Sender::Pod, (tenant.v4, 1), strangers, many)?,
+        flood(
+            Sender::Pod,
+            (tenant.v4, 1),
+            (Ipv4Addr::new(192, 0, 2, 20), 200),
+            many,
+        )?,
     ];
     let firewall = Appliance::start(
         &bed,
@@ -207,8 +212,8 @@ fn attack(options: &Options) -> anyhow::Result<Vec<Reading>> {
             Sender::Outsider => (&bed.external.ns, "eth0"),
             Sender::Pod => (&tenant.ns, "eth0"),
         };
-        let traffic = Traffic::load_varied(&attack.packets, LENGTH)?;
-        let _native = namespace.run(|| traffic.pass(interface))??;
+        let generator = Generator::load(&attack.stream.load(1)?)?;
+        let _native = namespace.run(|| generator.pass(interface))??;
         let others = BystanderReport::default();
         let stop = AtomicBool::new(false);
         let resident = memory(&firewall)?;
@@ -217,7 +222,7 @@ fn attack(options: &Options) -> anyhow::Result<Vec<Reading>> {
         let sent = std::thread::scope(|scope| -> anyhow::Result<u64> {
             let standing = scope.spawn(|| transfers(client, db, &others, &stop));
             let connecting = scope.spawn(|| connections(client, db, &others, &stop));
-            let sent = flood(options, namespace, interface, &traffic);
+            let sent = send(options, namespace, interface, &generator);
             stop.store(true, Relaxed);
             for thread in [standing, connecting] {
                 thread
@@ -228,13 +233,23 @@ fn attack(options: &Options) -> anyhow::Result<Vec<Reading>> {
         })?;
         let status = firewall.status()?;
         let (made, failed) = (others.connections.load(Relaxed), others.failed.load(Relaxed));
-        let share = 1.0 - failed as f64 / made.max(1) as f64;
+        let taken_in = received(&status) - before;
+        ensure!(
+            made > 0 && others.rounds.load(Relaxed) > 0,
+            "{name}: the others did nothing meanwhile"
+        );
+        // The others' own packets are far fewer.
+        ensure!(
+            taken_in >= sent / 100,
+            "{name}: of {sent} packets the firewall took in {taken_in}: that was no flood"
+        );
+        let share = 1.0 - failed as f64 / made as f64;
         eprintln!("  {name}: {:.1} % of {made} connections", share * 100.0);
         readings.push(Reading {
             value: share * 100.0,
             detail: json!({
                 "sentPerSecond": sent as f64 / options.seconds as f64,
-                "takenInPerSecond": (received(&status) - before) as f64 / options.seconds as f64,
+                "takenInPerSecond": taken_in as f64 / options.seconds as f64,
                 "connections": made,
                 "failed": failed,
                 "standingRounds": others.rounds.load(Relaxed),
@@ -249,7 +264,7 @@ fn attack(options: &Options) -> anyhow::Result<Vec<Reading>> {
 }
 
 /// Sends at the rate for as long as told; the number of packets.
-fn flood(options: &Options, namespace: &Netns, interface: &str, traffic: &Traffic) -> anyhow::Result<u64> {
+fn send(options: &Options, namespace: &Netns, interface: &str, generator: &Generator) -> anyhow::Result<u64> {
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| -> anyhow::Result<u64> {
             namespace.enter()?;
@@ -258,7 +273,15 @@ fn flood(options: &Options, namespace: &Netns, interface: &str, traffic: &Traffi
             while start.elapsed() < length {
                 let due = (start.elapsed().as_secs_f64() * options.rate as f64) as u64;
                 if sent < due {
-                    traffic.send(interface, BATCH as u32)?;
+                    generator.send(
+                        interface,
+                        Order {
+                            first: sent,
+                            count: BATCH,
+                            rate: None,
+                            answered: false,
+                        },
+                    )?;
                     sent += BATCH;
                 } else {
                     std::thread::sleep(Duration::from_millis(1));
@@ -324,8 +347,4 @@ fn memory(firewall: &Appliance) -> anyhow::Result<u64> {
         .and_then(|line| line.split_whitespace().next())
         .context("no VmRSS")?;
     Ok(number.parse()?)
-}
-
-fn mac(namespace: &Netns, interface: &str) -> anyhow::Result<[u8; 6]> {
-    Ok(namespace.run(|| ringwall_bpf::traffic::mac(interface))??)
 }

@@ -16,6 +16,7 @@ use ringwall_testbed::{
 use serde_json::{Value, json};
 
 use crate::{
+    arguments::positive,
     recorder::{Recorder, Recording},
     samples::{Better, Party, Plan, Reading, Row, Section, Target},
 };
@@ -27,10 +28,10 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1000)]
     pub(crate) pods: usize,
     /// Policies, each in a file of its own.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = positive::<usize>)]
     pub(crate) policies: usize,
     /// How many changes are measured, one after the other.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = positive::<usize>)]
     pub(crate) changes: usize,
     #[command(flatten)]
     pub(crate) recording: Recording,
@@ -110,7 +111,7 @@ fn changes(options: &Options) -> anyhow::Result<(Vec<f64>, Vec<f64>)> {
     for change in 0..options.changes {
         let before = generation(&appliance.status()?);
         let start = Instant::now();
-        write(&bed.manifests(), change % options.policies.max(1), 2000 + change)?;
+        write(&bed.manifests(), change % options.policies, 2000 + change)?;
         let status = appliance.wait_until("the change is adopted", |status| {
             generation(status) > before && workers_at(status, generation(status))
         })?;

@@ -1,5 +1,6 @@
 //! `ringwall-bench`: what the running firewall costs. Each figure comes with its control from the same run.
 
+mod arguments;
 mod figures;
 mod generate;
 mod hostile;
@@ -8,8 +9,8 @@ mod machine;
 mod memory;
 mod node;
 mod outages;
-mod packets;
 mod peers;
+mod pods;
 mod policy;
 mod rates;
 mod recorder;
@@ -57,6 +58,8 @@ enum Benchmark {
     Memory(memory::Options),
     /// What a guarded node costs traffic from pod to pod: with ringwall and without, in turns.
     Node(node::Options),
+    /// What ports cost that have nothing to send: 110 pods against two, in turns
+    Pods(pods::Options),
     /// Packets lost while a killed dataplane is replaced.
     Restart(restart::Options),
     /// What floods of strangers and tenants take from everybody else.
@@ -96,6 +99,7 @@ fn run(benchmark: Benchmark) -> anyhow::Result<ExitCode> {
         Benchmark::Latency(options) => latency::run(&options),
         Benchmark::Memory(options) => memory::run(&options),
         Benchmark::Node(options) => node::run(&options),
+        Benchmark::Pods(options) => pods::run(&options),
         Benchmark::Restart(options) => restart::run(&options),
         Benchmark::Hostile(options) => hostile::run(&options),
         Benchmark::Outages(options) => can_make_namespaces().map(|()| held(outages::run(&options))),

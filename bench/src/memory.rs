@@ -1,7 +1,7 @@
 //! Packets from memory to memory: nanoseconds and instructions per packet, without a socket or a kernel. Takes turns with
 //! a loop that only reads headers and finds flows in a table of one cache line per packet.
 
-use std::{process::ExitCode, thread::available_parallelism, time::Duration};
+use std::{path::PathBuf, process::ExitCode, thread::available_parallelism, time::Duration};
 
 use anyhow::{Context, bail};
 use ringwall_bench_memory::{
@@ -11,10 +11,12 @@ use ringwall_bench_memory::{
     load::{self, Load, Round},
     mix::Mix,
     pair::{Pair, Steering},
+    sampling,
 };
 use serde_json::json;
 
 use crate::{
+    arguments::positive,
     recorder::{Recorder, Recording},
     rounds::{Contender, interleave},
     samples::{Better, Outcome, Party, Plan, Reading, Row, Section, Target, Turn},
@@ -24,7 +26,7 @@ use crate::{
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Options {
     /// How often subject and control take turns
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = positive::<usize>)]
     rounds: usize,
     /// Up to 8 million flows instead of 1 million, which takes 5 GB of memory
     #[arg(long)]
@@ -140,9 +142,32 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
     for steering in [Steering::Symmetric, Steering::Apart] {
         two_workers(options, recorder, steering)?;
     }
+    let established = |flows, shuffled| load::Plan {
+        mix: Mix::Established,
+        flows,
+        shuffled,
+        rules: RULES,
+    };
+    times_by_stage(options, recorder, established(1_000, false))?;
+    times_by_stage(options, recorder, established(60_000, true))?;
+    if options.full {
+        times_by_stage(options, recorder, established(1_000_000, true))?;
+        for mix in Mix::ALL
+            .into_iter()
+            .filter(|mix| !matches!(mix, Mix::Established | Mix::EmptyTurn))
+        {
+            let load = load::Plan {
+                mix,
+                flows: if mix == Mix::NewFlows { NEW_FLOWS } else { FLOWS },
+                shuffled: false,
+                rules: RULES,
+            };
+            times_by_stage(options, recorder, load)?;
+        }
+    }
     Mix::ALL
         .into_iter()
-        .try_for_each(|mix| stages(options, recorder, mix))
+        .try_for_each(|mix| instructions_by_stage(options, recorder, mix))
 }
 
 fn plan(id: String, title: String) -> Plan {
@@ -267,8 +292,53 @@ fn two_workers(options: &Options, recorder: &mut Recorder, steering: Steering) -
     })
 }
 
+/// The program that is watched from outside, beside this one.
+fn watched() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name("ringwall-memory-load");
+    if !program.is_file() {
+        bail!(
+            "no {}: cargo build --release -p ringwall-bench-memory",
+            program.display()
+        );
+    }
+    Ok(program)
+}
+
+/// Nanoseconds of a load, as a timer finds it; those of each stage are in the reading's detail.
+fn times_by_stage(options: &Options, recorder: &mut Recorder, load: load::Plan) -> anyhow::Result<()> {
+    /// Enough for some thousand looks of the timer.
+    const SAMPLED: usize = 10_000_000;
+    let order = if load.shuffled { "shuffled" } else { "in order" };
+    let plan = plan(
+        format!("memory-stages-{}-{}", load.mix, load.flows),
+        format!(
+            "{}, {} flows, {order}, looked at by a timer",
+            load.mix, load.flows
+        ),
+    );
+    if !options.wants(&plan) {
+        return Ok(());
+    }
+    recorder.measure(std::slice::from_ref(&plan), |machine| {
+        let program = watched()?;
+        let mut worker = [Contender::new(
+            "worker",
+            format!("perf record -e cpu-clock:u ringwall-memory-load {}", load.mix),
+            || {
+                let times = sampling::sample(&program, load, SAMPLED)?;
+                Ok(Reading {
+                    value: times.get(TOTAL).copied().context("no total")?,
+                    detail: json!(times),
+                })
+            },
+        )];
+        let runs = interleave(options.rounds, &mut worker);
+        Ok(vec![Row::compare(&plan, machine, &runs, 0, None)])
+    })
+}
+
 /// Instructions of a mix; those of each stage are in the reading's detail.
-fn stages(options: &Options, recorder: &mut Recorder, mix: Mix) -> anyhow::Result<()> {
+fn instructions_by_stage(options: &Options, recorder: &mut Recorder, mix: Mix) -> anyhow::Result<()> {
     let plan = Plan {
         unit: if mix == Mix::EmptyTurn {
             "instructions/turn"
@@ -285,13 +355,7 @@ fn stages(options: &Options, recorder: &mut Recorder, mix: Mix) -> anyhow::Resul
         return Ok(());
     }
     recorder.measure(std::slice::from_ref(&plan), |machine| {
-        let program = std::env::current_exe()?.with_file_name("ringwall-memory-load");
-        if !program.is_file() {
-            bail!(
-                "no {}: cargo build --release -p ringwall-bench-memory",
-                program.display()
-            );
-        }
+        let program = watched()?;
         let counts = instructions::count(&program, mix)?;
         let total = counts.get(TOTAL).copied().context("no total")?;
         let outcome = Outcome::Measured {

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -23,19 +24,20 @@ use ringwall_testbed::{
 use serde_json::json;
 
 use crate::{
+    arguments::positive,
     recorder::{Recorder, Recording},
     rounds::{Contender, interleave},
-    samples::{Better, Plan, Row, Section},
+    samples::{Better, Plan, Reading, Row, Section},
 };
 
 /// Options of the benchmark.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
     /// Rounds; each measures both, one after the other.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, value_parser = positive::<usize>)]
     pub(crate) rounds: usize,
     /// How long each measurement takes, in milliseconds.
-    #[arg(long, default_value_t = 700)]
+    #[arg(long, default_value_t = 700, value_parser = positive::<u64>)]
     pub(crate) millis: u64,
     /// How pods are joined.
     #[arg(long, value_enum, default_value_t = Shape::Routed)]
@@ -52,6 +54,8 @@ pub(crate) enum Shape {
     Bridge,
 }
 
+/// The kernel's own types.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// A bulk transfer's pieces.
 const PIECE: usize = 128 << 10;
 /// Bytes of a datagram's content: with its headers 64.
@@ -173,6 +177,11 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
     });
     recorder.measure(&plans, |machine| {
         crate::can_make_namespaces()?;
+        anyhow::ensure!(
+            Path::new(BTF).exists(),
+            "this kernel does not show its types ({BTF}), which a node's programs need: it has to be built with BTF \
+             (CONFIG_DEBUG_INFO_BTF)"
+        );
         let plain = Rig::new(options.shape, false)?;
         let guarded = Rig::new(options.shape, true)?;
         let time = Duration::from_millis(options.millis);
@@ -184,12 +193,12 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
                     format!(
                         "the kernel forwards, {joined}, tracks connections; `ringwall run` guards the node"
                     ),
-                    || Ok(measure(&guarded, time)?.into()),
+                    || reading(measure(&guarded, time)?),
                 ),
                 Contender::new(
                     "kernel alone",
                     format!("the kernel forwards, {joined}, tracks connections"),
-                    || Ok(measure(&plain, time)?.into()),
+                    || reading(measure(&plain, time)?),
                 ),
             ];
             let runs = interleave(options.rounds, &mut contenders);
@@ -204,6 +213,12 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
         }
         Ok(rows)
     })
+}
+
+/// Of nothing there is no rate.
+fn reading(rate: f64) -> anyhow::Result<Reading> {
+    anyhow::ensure!(rate > 0.0, "nothing arrived");
+    Ok(rate.into())
 }
 
 /// Mbit/s that arrive.

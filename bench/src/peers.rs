@@ -11,13 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail, ensure};
-use ringwall_bpf::{peers::Peers, traffic::Traffic};
+use anyhow::{Context, anyhow, bail};
+use clap::ValueEnum;
+use ringwall_bpf::peers::Peers;
 use ringwall_testbed::netns::Netns;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::{
+    arguments::{positive, seconds},
     generate::stream::Script,
     recorder::{Recorder, Recording},
     report::count,
@@ -31,18 +33,26 @@ use crate::{
 #[command(
     after_help = "Peers: l2fwd on ringwall's rings, a forwarder on raw rings, dpdk-testpmd (net_af_xdp: io and macswap; \
     Debian: apt-get install dpdk-dev, or DPDK_TESTPMD=PROGRAM), XDP with a hash table or without, and the kernel's \
-    forwarding with nftables: conntrack, verdict map, interval set, a line per rule. Those that are missing are skipped."
+    forwarding with nftables: conntrack, verdict map, interval set, a line per rule. Those that are missing are skipped.\n\n\
+    Examples:\n  \
+    ringwall-bench peers\n  \
+    ringwall-bench peers --scale 1m --rounds 1                 # 100,000 rules, a million flows\n  \
+    ringwall-bench peers --scale 1k,1m --only raw,nft-linear"
 )]
 pub(crate) struct Options {
     /// How often all of them take turns
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = positive::<usize>)]
     rounds: usize,
     /// How long one measurement counts, in seconds
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     seconds: f64,
-    /// Measure with 100,000 rules and a million flows, too
-    #[arg(long)]
-    full: bool,
+    /// How many rules and flows
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Scale::Small])]
+    scale: Vec<Scale>,
+    /// Only these peers, as their rows are named: raw, l2fwd, testpmd-io, testpmd-macswap, xdp-devmap, xdp-hash, kernel,
+    /// nft-conntrack, nft-verdict-map, nft-interval-set, nft-linear
+    #[arg(long, value_delimiter = ',', value_name = "PEER", value_parser = peer_name)]
+    only: Vec<&'static str>,
     #[command(flatten)]
     recording: Recording,
 }
@@ -53,30 +63,64 @@ impl Options {
         Self {
             rounds,
             seconds: 2.0,
-            full,
+            scale: if full {
+                vec![Scale::Small, Scale::Large]
+            } else {
+                vec![Scale::Small]
+            },
+            only: Vec::new(),
             recording: Recording::default(),
         }
     }
+
+    fn wants(&self, peer: &str) -> bool {
+        self.only.is_empty() || self.only.contains(&peer)
+    }
+}
+
+/// The name of a peer.
+fn peer_name(text: &str) -> Result<&'static str, String> {
+    let names = PEERS.map(|(id, ..)| id);
+    names
+        .into_iter()
+        .find(|name| *name == text)
+        .ok_or_else(|| format!("the peers are {}", names.join(", ")))
 }
 
 /// How much there is of what costs.
-#[derive(Clone, Copy, Debug)]
-struct Scale {
-    name: &'static str,
-    rules: usize,
-    flows: u32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scale {
+    /// 1,000 rules, 1,000 flows
+    #[value(name = "1k")]
+    Small,
+    /// 100,000 rules, a million flows
+    #[value(name = "1m")]
+    Large,
 }
 
-const SMALL: Scale = Scale {
-    name: "1k",
-    rules: 1_000,
-    flows: 1_000,
-};
-const LARGE: Scale = Scale {
-    name: "1m",
-    rules: 100_000,
-    flows: 1_000_000,
-};
+impl Scale {
+    /// In ids of rows.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Small => "1k",
+            Self::Large => "1m",
+        }
+    }
+
+    fn rules(self) -> usize {
+        match self {
+            Self::Small => 1_000,
+            Self::Large => 100_000,
+        }
+    }
+
+    fn flows(self) -> u32 {
+        match self {
+            Self::Small => 1_000,
+            Self::Large => 1_000_000,
+        }
+    }
+}
 
 /// Ring sizes of the raw forwarder that are tried; the best one is measured.
 const RAW_RINGS: [u32; 4] = [256, 512, 1024, 2048];
@@ -95,14 +139,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
 
 /// All rows.
 pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
-    let scales = if options.full {
-        vec![SMALL, LARGE]
-    } else {
-        vec![SMALL]
-    };
-    scales
-        .into_iter()
-        .try_for_each(|scale| at_scale(options, recorder, scale))
+    options
+        .scale
+        .iter()
+        .try_for_each(|scale| at_scale(options, recorder, *scale))
 }
 
 /// A peer: its name in ids, in tables, and its set-up.
@@ -161,39 +201,43 @@ const PEERS: [(&str, &str, &str); 11] = [
 ];
 
 fn at_scale(options: &Options, recorder: &mut Recorder, scale: Scale) -> anyhow::Result<()> {
-    let plans = PEERS.map(|(id, ..)| Plan {
-        id: format!("peer-{}-{id}", scale.name),
-        title: format!(
-            "wire, 64-byte frames, {} rules, {} flows, flooded",
-            count(scale.rules as u64),
-            count(scale.flows.into())
-        ),
-        section: Section::Throughput,
-        unit: "Mpps".into(),
-        better: Better::Higher,
-        target: None,
-        parameters: [
-            ("rules".to_owned(), scale.rules as f64),
-            ("flows".to_owned(), f64::from(scale.flows)),
-        ]
-        .into(),
-    });
+    let peers: Vec<_> = PEERS.into_iter().filter(|(id, ..)| options.wants(id)).collect();
+    let plans: Vec<Plan> = peers
+        .iter()
+        .map(|(id, ..)| Plan {
+            id: format!("peer-{}-{id}", scale.name()),
+            title: format!(
+                "wire, 64-byte frames, {} rules, {} flows, flooded",
+                count(scale.rules() as u64),
+                count(scale.flows().into())
+            ),
+            section: Section::Throughput,
+            unit: "Mpps".into(),
+            better: Better::Higher,
+            target: None,
+            parameters: [
+                ("rules".to_owned(), scale.rules() as f64),
+                ("flows".to_owned(), f64::from(scale.flows())),
+            ]
+            .into(),
+        })
+        .collect();
     recorder.measure(&plans, |machine| {
         let wire = Wire::new()?;
-        let stream = wire::stream(Script::Udp, scale.flows, None, false);
+        let stream = wire::stream(Script::Udp, scale.flows(), None, false);
         let load = wire.load(&stream, 1)?;
         let field = Field {
             wire: &wire,
             load: &load,
             scale,
             station: stream.macs.1,
-            warm_up: Duration::from_secs(1) + Duration::from_micros(2) * scale.flows,
+            warm_up: Duration::from_secs(1) + Duration::from_micros(2) * scale.flows(),
             time: Duration::from_secs_f64(options.seconds),
         };
-        let more = wire::room_for(scale.flows.into());
+        let more = wire::room_for(scale.flows().into());
         let ringwall = || {
-            let forwarder = wire.ringwall(scale.rules, &more)?;
-            let reading = field.read();
+            let forwarder = wire.ringwall(scale.rules(), &more)?;
+            let reading = load.opened(&forwarder).and_then(|()| field.read());
             // Also after a failure: the next one needs the ports.
             let ended = forwarder.end();
             let reading = reading?;
@@ -205,12 +249,12 @@ fn at_scale(options: &Options, recorder: &mut Recorder, scale: Scale) -> anyhow:
             "ringwall",
             format!(
                 "`ringwall run` on a wire, {} rules, a worker on CPU {WORKER_CPU}",
-                count(scale.rules as u64)
+                count(scale.rules() as u64)
             ),
             ringwall,
         )];
         let mut raw_ring = Some(&mut ring);
-        for (id, name, setup) in PEERS {
+        for (id, name, setup) in peers {
             let field = &field;
             let mut ring = if id == "raw" { raw_ring.take() } else { None };
             contenders.push(Contender::new(name, setup, move || match &mut ring {
@@ -246,17 +290,18 @@ impl Field<'_> {
 
     /// What arrives under flood.
     fn read(&self) -> anyhow::Result<Reading> {
-        let rate = self.load.flood(self.warm_up, self.time)?;
-        ensure!(rate > 0.0, "nothing arrived");
-        Ok(rate.into())
+        self.load.flood(self.warm_up, self.time)
     }
 
     fn peer(&self, id: &str) -> anyhow::Result<Reading> {
         match id {
             "l2fwd" => {
                 let forwarder = self.wire.l2fwd()?;
-                let reading = self.read()?;
-                forwarder.end()?;
+                let reading = self.read();
+                // Also after a failure: the next one needs the ports.
+                let ended = forwarder.end();
+                let reading = reading?;
+                ended?;
                 Ok(reading)
             }
             "testpmd-io" => self.testpmd("io"),
@@ -290,7 +335,7 @@ impl Field<'_> {
             let mut rates = Vec::new();
             for ring in RAW_RINGS {
                 let process = start(ring)?;
-                rates.push((self.load.flood(RAW_TRIAL, RAW_TRIAL)?, ring));
+                rates.push((self.load.flood(RAW_TRIAL, RAW_TRIAL)?.value, ring));
                 process.end()?;
             }
             *best = rates
@@ -302,10 +347,9 @@ impl Field<'_> {
         let process = start(ring)?;
         let reading = self.read()?;
         process.end()?;
-        Ok(Reading {
-            detail: json!({"ring": ring}),
-            ..reading
-        })
+        let mut detail = reading.detail;
+        detail["ring"] = json!(ring);
+        Ok(Reading { detail, ..reading })
     }
 
     fn testpmd(&self, mode: &str) -> anyhow::Result<Reading> {
@@ -365,14 +409,8 @@ impl Field<'_> {
     /// The kernel's routing, with a ruleset or without.
     fn kernel(&self, ruleset: Option<nft::Kind>) -> anyhow::Result<Reading> {
         // Redirected frames are taken only by a device with a program.
-        let traffic = Traffic::load(
-            &[[0; ringwall_bpf::traffic::HEADERS]],
-            ringwall_bpf::traffic::HEADERS,
-        )?;
-        let _pass = self.gateway().run(|| traffic.pass("in"))??;
-        let _tracked = matches!(ruleset, Some(nft::Kind::Conntrack))
-            .then(|| nft::Tracked::at_least(self.scale.flows * 2))
-            .transpose()?;
+        let generator = self.load.generator();
+        let _pass = self.gateway().run(|| generator.pass("in"))??;
         let _routing = Routing::start(self.gateway(), self.station)?;
         let _ruleset = ruleset
             .map(|kind| {
@@ -380,9 +418,13 @@ impl Field<'_> {
                     self.gateway(),
                     &self.wire.bed,
                     kind,
-                    &wire::objects(self.scale.rules),
+                    &wire::objects(self.scale.rules()),
                 )
             })
+            .transpose()?;
+        // After the ruleset, with which the kernel begins to follow connections.
+        let _tracked = matches!(ruleset, Some(nft::Kind::Conntrack))
+            .then(|| nft::Tracked::at_least(self.scale.flows() * 2))
             .transpose()?;
         self.read()
     }

@@ -18,6 +18,7 @@ use clap::ValueEnum;
 
 use self::report::Report;
 use crate::{
+    arguments::positive,
     machine::Machine,
     recorder::Recorder,
     samples::{Better, Plan, Section},
@@ -40,16 +41,16 @@ pub(crate) struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Size::Medium, Size::Large])]
     sizes: Vec<Size>,
     /// How often what is repeated is repeated; rows with many events have their own numbers
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 7, value_parser = positive::<usize>)]
     rounds: usize,
     /// Changes measured one after the other (`change`, `policy-change`)
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = positive::<usize>)]
     changes: usize,
     /// How long pods come and go (`churn`)
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = positive::<u32>)]
     seconds: u32,
     /// Events in a second (`churn`)
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = positive::<u32>)]
     events_per_second: u32,
     /// Where the dataplane of `memory`, `change` and `churn` is
     #[arg(long, value_enum, default_value_t = Dataplane::Memory)]

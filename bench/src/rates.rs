@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 
 use crate::{
+    arguments::{positive, seconds, share},
     generate::{
         histogram,
         stream::{Script, Sizes, Stream},
@@ -35,25 +36,25 @@ pub(crate) struct Options {
     #[arg(long, num_args = 1.., default_values = ["64", "imix"])]
     pub(crate) size: Vec<Sizes>,
     /// How often control and firewall take turns
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = positive::<usize>)]
     pub(crate) rounds: usize,
     /// Seconds of a trial of the search's last phase
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     pub(crate) trial: f64,
     /// Trials of the last phase that decide about a load
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = positive::<u32>)]
     pub(crate) trials: u32,
     /// Distance of the bounds when a search ends, relative to the upper one
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.01, value_parser = share)]
     pub(crate) width: f64,
     /// Seconds of each measurement of latency
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub(crate) latency_seconds: f64,
     /// Flows
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = positive::<u32>)]
     pub(crate) flows: u32,
     /// Rules that the firewall holds
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = positive::<usize>)]
     pub(crate) rules: usize,
     /// Send IPv6
     #[arg(long)]
@@ -74,9 +75,11 @@ const OFFERS: usize = 3;
 /// Shares of the NDR at which latency is measured, and the percentiles.
 const LOADS: [f64; 2] = [0.5, 0.9];
 const PERCENTILES: [f64; 3] = [50.0, 99.0, 99.9];
-/// Frames of a connection: SYN, ACK, data, FIN, ACK.
-const SCRIPT: Script = Script::Tcp { data: 1 };
-const SCRIPT_FRAMES: f64 = 5.0;
+/// A connection: SYN, ACK, data, FIN, ACK.
+const SCRIPT: Script = Script::Tcp {
+    data: 1,
+    closes: true,
+};
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut recorder = options.recording.recorder();
@@ -166,7 +169,8 @@ fn throughput(options: &Options, size: &Sizes, recorder: &mut Recorder) -> anyho
         let wire = Wire::new()?;
         let stream = wire::stream(Script::Udp, options.flows, Some(size.clone()), options.ipv6);
         let load = wire.load(&stream, 1)?;
-        let measure = |_: &Forwarder| {
+        let measure = |forwarder: &Forwarder| {
+            load.opened(forwarder)?;
             let mut search = Search::new(LEAST, MOST, |rate, time| trial(&load, rate, time));
             let (trial, sum) = lengths(options);
             let ndr = search.find(&Goal::ndr(options.width, trial, sum))?;
@@ -207,7 +211,7 @@ fn throughput(options: &Options, size: &Sizes, recorder: &mut Recorder) -> anyho
 /// Length of a trial, and trial time that decides.
 fn lengths(options: &Options) -> (Duration, Duration) {
     let trial = Duration::from_secs_f64(options.trial);
-    (trial, trial * options.trials.max(1))
+    (trial, trial * options.trials)
 }
 
 /// One trial on a wire. A load that the generator does not reach, since the machine is busy or the load is too high for
@@ -216,14 +220,19 @@ fn trial(load: &LoadedWire<'_>, rate: f64, time: Duration) -> anyhow::Result<Tri
     let frames = (rate * time.as_secs_f64()).max(1.0) as u64;
     for offer in 1.. {
         let passed = load.pass(Some(rate as u64), frames)?;
-        let offered = passed.sent.rate() / rate;
-        if offered < OFFERED && offer < OFFERS && frames > 1 {
+        // Of one frame there is no rate.
+        let sent = if passed.sent.frames > 1 {
+            passed.sent.rate()
+        } else {
+            rate
+        };
+        let offered = sent / rate;
+        if offered < OFFERED && offer < OFFERS {
             continue;
         }
         ensure!(
             offered >= OFFERED || rate > SLOW,
-            "the generator could send {:.0} of {rate:.0} packets a second: the machine is too busy to measure",
-            passed.sent.rate()
+            "the generator could send {sent:.0} of {rate:.0} packets a second: the machine is too busy to measure"
         );
         let received = passed.received.packets.min(passed.countable);
         let shown = if offered < OFFERED {
@@ -234,6 +243,7 @@ fn trial(load: &LoadedWire<'_>, rate: f64, time: Duration) -> anyhow::Result<Tri
         return Ok(Trial {
             load: rate,
             duration: time,
+            offered: sent,
             sent: passed.countable,
             received: shown,
         });
@@ -276,7 +286,8 @@ fn latency(options: &Options, rate: Option<f64>, recorder: &mut Recorder) -> any
             options.ipv6,
         );
         let load = wire.load(&stream, 1)?;
-        let measure = |_: &Forwarder| {
+        let measure = |forwarder: &Forwarder| {
+            load.opened(forwarder)?;
             let mut detail = json!({});
             for share in LOADS {
                 for (key, value) in latencies(options, &load, rate * share)? {
@@ -360,7 +371,7 @@ fn connections(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()>
                 search.trials()
             );
             Ok(Reading {
-                value: found.throughput / SCRIPT_FRAMES,
+                value: found.throughput / SCRIPT.steps() as f64,
                 detail: json!({"trials": search.trials()}),
             })
         };

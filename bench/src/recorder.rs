@@ -108,6 +108,7 @@ impl Recorder {
     }
 
     fn keep(&mut self, row: Row) -> anyhow::Result<()> {
+        let row = row.or_skipped();
         println!("{}", line(&row));
         self.kept.push(row.plan.id.clone());
         match row.why_skipped() {
@@ -208,7 +209,16 @@ mod tests {
             .measure(&[plan("a"), plan("b")], |_| Err(anyhow!("no such peer")))
             .unwrap();
         recorder
-            .measure(&[plan("c")], |_| Err(anyhow!("no root")))
+            .measure(&[plan("c")], |machine| {
+                let runs = interleave(
+                    1,
+                    &mut [
+                        Contender::new("subject", "", || Ok(1.0.into())),
+                        Contender::new("control", "", || Ok(0.0.into())),
+                    ],
+                );
+                Ok(vec![Row::compare(&plan("c"), machine, &runs, 0, Some(1))])
+            })
             .unwrap();
         assert_eq!(
             format!("{:?}", recorder.finish()),
@@ -242,7 +252,7 @@ mod tests {
             [
                 Some("no such peer"),
                 Some("no such peer"),
-                Some("no root"),
+                Some("round 1: the control's reading is 0, a ratio to it says nothing"),
                 None,
                 Some("peer: round 1: the package is missing")
             ]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use ringwall_bench_memory::{instructions::TOTAL, stages::STAGES};
 
 use crate::samples::{self, Better, Outcome, Party, Row, STEADY, Section, Spread, Target};
 
@@ -215,6 +216,7 @@ fn markdown(rows: &[Row]) -> anyhow::Result<String> {
         }
         ratios(&mut text, &rows);
         alone(&mut text, &rows, &machine);
+        by_stage(&mut text, &rows);
     }
     absolutes(&mut text, &measured, &machine);
     skipped(&mut text, rows);
@@ -314,6 +316,40 @@ fn alone(text: &mut String, rows: &[&Row], machine: &str) {
             row.rounds().len(),
             better(row.plan.better),
             target(row)
+        );
+    }
+}
+
+/// What each stage of a packet's way takes, where that was told apart: medians over rounds.
+fn by_stage(text: &mut String, rows: &[&Row]) {
+    let median = |row: &Row, stage: &str| {
+        let values = row
+            .rounds()
+            .iter()
+            .map(|round| round.subject.detail[stage].as_f64());
+        Some(Spread::of(values.collect::<Option<Vec<_>>>()?)?.median)
+    };
+    let mut begun = false;
+    for row in rows.iter().filter(|row| median(row, TOTAL).is_some()) {
+        if !begun {
+            let _ = write!(
+                text,
+                "\nBy stage; what makes the packets (`source`) is in no total:\n\n| what | unit | {} | {TOTAL} |\n|---|---|{}---|\n",
+                STAGES.join(" | "),
+                "---|".repeat(STAGES.len())
+            );
+            begun = true;
+        }
+        let cells = STAGES
+            .iter()
+            .chain([&TOTAL])
+            .map(|stage| median(row, stage).map_or_else(String::new, number));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} |",
+            row.plan.title,
+            row.plan.unit,
+            cells.collect::<Vec<_>>().join(" | ")
         );
     }
 }
@@ -462,5 +498,5 @@ fn one_line(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)] // a test that panics has failed
+#[allow(clippy::panic, clippy::unwrap_used)] // a test that panics has failed
 mod tests;

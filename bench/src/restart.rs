@@ -15,6 +15,7 @@ use ringwall_testbed::{
 };
 
 use crate::{
+    arguments::positive,
     recorder::{Recorder, Recording},
     samples::{Better, Party, Plan, Reading, Row, Section, Target},
 };
@@ -23,7 +24,7 @@ use crate::{
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
     /// How often the dataplane is killed.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = positive::<usize>)]
     pub(crate) rounds: usize,
     /// Pods, each with a port of its own.
     #[arg(long, default_value_t = 4)]

@@ -403,15 +403,20 @@ impl Row {
         Ok(())
     }
 
-    /// Writes `<folder>/<id>.json`, whole or not at all, and makes the folder. A row whose readings are no numbers, or
-    /// whose control measured nothing, is written as skipped.
-    ///
-    /// # Errors
-    /// The id is no file name, or the file cannot be written.
-    pub(crate) fn save(mut self, folder: &Path) -> anyhow::Result<PathBuf> {
+    /// The row, or as skipped if nothing can be computed with it: its readings are no numbers, or its control measured
+    /// nothing.
+    pub(crate) fn or_skipped(mut self) -> Self {
         if let (Err(error), Outcome::Measured { .. }) = (self.check(), &self.outcome) {
             self.outcome = Outcome::Skipped(format!("{error:#}"));
         }
+        self
+    }
+
+    /// Writes `<folder>/<id>.json`, whole or not at all, and makes the folder.
+    ///
+    /// # Errors
+    /// Nothing can be computed with the row, its id is no file name, or the file cannot be written.
+    pub(crate) fn save(&self, folder: &Path) -> anyhow::Result<PathBuf> {
         self.check()?;
         let file = folder.join(format!("{}.json", self.plan.id));
         let write = || -> anyhow::Result<()> {
@@ -419,7 +424,7 @@ impl Row {
             let mut staged = tempfile::Builder::new()
                 .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
                 .tempfile_in(folder)?;
-            serde_json::to_writer_pretty(&mut staged, &self)?;
+            serde_json::to_writer_pretty(&mut staged, self)?;
             staged.write_all(b"\n")?;
             staged.persist(&file)?;
             Ok(())

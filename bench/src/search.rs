@@ -54,6 +54,8 @@ pub(crate) struct Trial {
     pub(crate) load: f64,
     /// How long it was wanted
     pub(crate) duration: Duration,
+    /// What the generator made of it, frames per second
+    pub(crate) offered: f64,
     /// Frames sent
     pub(crate) sent: u64,
     /// Frames that arrived
@@ -107,7 +109,7 @@ impl<M: FnMut(f64, Duration) -> anyhow::Result<Trial>> Search<M> {
         }
     }
 
-    /// All trials, for the samples.
+    /// All trials, for the samples: load wanted, seconds, frames sent and received, load sent.
     pub(crate) fn trials(&self) -> Value {
         self.trials
             .iter()
@@ -116,7 +118,8 @@ impl<M: FnMut(f64, Duration) -> anyhow::Result<Trial>> Search<M> {
                     trial.load.round(),
                     trial.duration.as_secs_f64(),
                     trial.sent,
-                    trial.received
+                    trial.received,
+                    trial.offered.round()
                 ])
             })
             .collect()
@@ -262,7 +265,8 @@ impl<M: FnMut(f64, Duration) -> anyhow::Result<Trial>> Search<M> {
         for trial in trials {
             counted += trial.duration.as_secs_f64();
             if counted >= whole * (1.0 - goal.exceed) {
-                return load * (1.0 - trial.loss());
+                // Of a load that the generator made less of, no more was forwarded than what it made.
+                return load.min(trial.offered) * (1.0 - trial.loss());
             }
         }
         load
@@ -303,6 +307,7 @@ mod tests {
             Ok(Trial {
                 load,
                 duration,
+                offered: load,
                 sent,
                 received: sent.min((rate * duration.as_secs_f64()) as u64),
             })
@@ -387,6 +392,20 @@ mod tests {
     }
 
     #[test]
+    fn what_the_generator_did_not_send_is_no_throughput() {
+        let mut quiet = device(1e6, 0.0, 0.0, 1);
+        let slow_generator = |load: f64, duration: Duration| {
+            Ok(Trial {
+                offered: load * 0.97,
+                ..quiet(load, duration)?
+            })
+        };
+        let found = Search::new(1e4, 4e6, slow_generator).find(&ndr()).unwrap();
+        let forwarded = found.throughput / found.lower.unwrap();
+        assert!((forwarded - 0.97).abs() < 1e-9, "{found:?}");
+    }
+
+    #[test]
     fn a_device_without_any_rule_ends_the_search() {
         let mut state = 7;
         let measure = |load: f64, duration: Duration| {
@@ -395,6 +414,7 @@ mod tests {
             Ok(Trial {
                 load,
                 duration,
+                offered: load,
                 sent,
                 received,
             })

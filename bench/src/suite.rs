@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 
 use crate::{
     generate::stream::{IMIX, Sizes},
-    hostile, latency, memory, node, peers, policy, rates,
+    hostile, latency, memory, node, peers, pods, policy, rates,
     recorder::{Recorder, Recording},
     report, restart, under_load, veth,
 };
@@ -51,10 +51,10 @@ struct Effort {
 type Part = (&'static str, fn(&Effort, &mut Recorder) -> anyhow::Result<()>);
 
 /// In the order in which they are measured: what a short run may have no time for comes last.
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     ("veth", wire),
     ("search", search),
-    ("node", pods),
+    ("node", guarded_node),
     ("under-load", changes),
     ("latency", adoption),
     ("hostile", floods),
@@ -64,6 +64,7 @@ const PARTS: [Part; 10] = [
     ("peers", |effort, recorder| {
         peers::rows(&peers::Options::suite(effort.full, effort.rounds), recorder)
     }),
+    ("pods", ports),
     ("restart", kills),
     ("memory", |effort, recorder| {
         memory::rows(&memory::Options::suite(effort.full, effort.rounds), recorder)
@@ -169,7 +170,7 @@ fn search(effort: &Effort, recorder: &mut Recorder) -> anyhow::Result<()> {
     rates::rows(&options, recorder)
 }
 
-fn pods(effort: &Effort, recorder: &mut Recorder) -> anyhow::Result<()> {
+fn guarded_node(effort: &Effort, recorder: &mut Recorder) -> anyhow::Result<()> {
     let shapes: &[node::Shape] = if effort.full {
         &[node::Shape::Routed, node::Shape::Bridge]
     } else {
@@ -185,6 +186,16 @@ fn pods(effort: &Effort, recorder: &mut Recorder) -> anyhow::Result<()> {
         node::rows(&options, recorder)?;
     }
     Ok(())
+}
+
+fn ports(effort: &Effort, recorder: &mut Recorder) -> anyhow::Result<()> {
+    let options = pods::Options {
+        rounds: effort.rounds,
+        seconds: if effort.full { 3.0 } else { 1.5 },
+        pods: 110,
+        recording: Recording::default(),
+    };
+    pods::rows(&options, recorder)
 }
 
 fn changes(effort: &Effort, recorder: &mut Recorder) -> anyhow::Result<()> {

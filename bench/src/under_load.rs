@@ -13,7 +13,8 @@ use ringwall_testbed::appliance::Appliance;
 use serde_json::{Value, json};
 
 use crate::{
-    generate::stream::Script,
+    arguments::positive,
+    generate::stream::{Script, Stream},
     recorder::{Recorder, Recording},
     report::count,
     rounds::{Contender, interleave},
@@ -25,19 +26,19 @@ use crate::{
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Options {
     /// How often each row is measured
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = positive::<usize>)]
     pub(crate) rounds: usize,
     /// Packets per second
-    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 200_000, value_parser = positive::<u64>)]
     pub(crate) rate: u64,
     /// Flows that are there while policy changes, and that are held at once
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 1_000_000, value_parser = positive::<u32>)]
     pub(crate) flows: u32,
     /// Changes of a row
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = positive::<u32>)]
     pub(crate) changes: u32,
     /// Rules that the firewall holds
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = positive::<usize>)]
     pub(crate) rules: usize,
     #[command(flatten)]
     pub(crate) recording: Recording,
@@ -100,6 +101,7 @@ fn swaps(options: &Options, pace: u32, recorder: &mut Recorder) -> anyhow::Resul
             || {
                 write(&wire, 9999)?;
                 let forwarder = wire.ringwall(options.rules, &more)?;
+                load.opened(&forwarder)?;
                 let reading = swap(options, pace, &wire, &load, forwarder.appliance()?)?;
                 forwarder.end()?;
                 Ok(reading)
@@ -118,8 +120,6 @@ fn swap(
     load: &LoadedWire<'_>,
     appliance: &Appliance,
 ) -> anyhow::Result<Reading> {
-    // All flows are there.
-    load.pass(Some(options.rate), options.flows.into())?;
     let generation = |status: &Value| status["control"]["snapshot"]["generation"].as_u64();
     let before = generation(&appliance.status()?).context("the status has no generation")?;
     let time = Duration::from_secs(1) * options.changes / pace;
@@ -177,25 +177,32 @@ fn write(wire: &Wire, port: u16) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many flows are held at once, and what each takes of memory.
+/// How many connections are held at once, and what they take of memory. They are TCP connections, opened and not closed,
+/// since of flows that nobody has answered only a share of the table is let in.
 fn capacity(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
-    let flows = options.flows;
+    /// Connections that open at the same time.
+    const OPENING: u32 = 1000;
+    const SCRIPT: Script = Script::Tcp {
+        data: 1,
+        closes: false,
+    };
+    let connections = options.flows.next_multiple_of(OPENING);
     let mut held = plan(
-        format!("flows-held-of-{flows}"),
+        format!("connections-held-of-{connections}"),
         format!(
-            "UDP flows held at once, of {} opened one after the other",
-            count(flows.into())
+            "TCP connections held at once, of {} opened one after the other",
+            count(connections.into())
         ),
         Section::Connections,
-        "flows",
-        Some(Target::Subject(f64::from(flows))),
+        "connections",
+        Some(Target::Subject(f64::from(connections))),
     );
     held.better = Better::Higher;
     let memory = plan(
         "memory-per-million-flows".into(),
         format!(
-            "resident memory of the dataplane per million flows, with {}",
-            count(flows.into())
+            "resident memory of the dataplane per million connections, with {}",
+            count(connections.into())
         ),
         Section::Footprint,
         "MB",
@@ -203,32 +210,35 @@ fn capacity(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
     );
     recorder.measure(&[held.clone(), memory.clone()], |machine| {
         let wire = Wire::new()?;
-        let stream = wire::stream(Script::Udp, flows, None, false);
-        let more = wire::room_for(flows.into());
+        let stream = Stream {
+            shuffled: false,
+            ..wire::stream(SCRIPT, OPENING, None, false)
+        };
+        let more = wire::room_for(connections.into());
         let mut contenders = [Contender::new(
             "ringwall",
             format!("`ringwall run` on a wire, {} rules", count(options.rules as u64)),
             || {
-                let load = wire.load(&stream, flows.into())?;
+                let load = wire.load(&stream, 1)?;
                 let forwarder = wire.ringwall(options.rules, &more)?;
                 let before = resident(forwarder.appliance()?)?;
-                load.pass(Some(options.rate), flows.into())?;
+                let passed = load.pass(Some(options.rate), u64::from(connections) * SCRIPT.steps())?;
                 let after = resident(forwarder.appliance()?)?;
                 let status = forwarder.appliance()?.status()?;
                 let used = status["dataplane"]["flows"]["used"]
                     .as_u64()
                     .context("the status has no number of flows")?;
-                let again = load.pass(Some(options.rate), flows.into())?;
                 forwarder.end()?;
-                let megabytes = (after - before) as f64 / 1e3 * 1e6 / f64::from(flows);
+                ensure!(used > 0, "no connection was held");
                 Ok(Reading {
                     value: used as f64,
                     detail: json!({
-                        "flows": used,
-                        "megabytes": megabytes,
+                        "connections": used,
+                        // Kilobytes of each are megabytes of a thousand, and gigabytes of a million.
+                        "megabytes": (after - before) as f64 / used as f64 * 1e3,
                         "residentBefore": before,
                         "residentAfter": after,
-                        "secondPacketsLost": again.countable.saturating_sub(again.received.packets),
+                        "segmentsLost": passed.countable.saturating_sub(passed.received.packets),
                     }),
                 })
             },
@@ -236,7 +246,7 @@ fn capacity(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
         let runs = interleave(options.rounds.min(3), &mut contenders);
         drop(contenders);
         Ok(vec![
-            Row::compare(&held, machine, &[runs[0].pick("flows")], 0, None),
+            Row::compare(&held, machine, &[runs[0].pick("connections")], 0, None),
             Row::compare(&memory, machine, &[runs[0].pick("megabytes")], 0, None),
         ])
     })

@@ -3,9 +3,8 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::ensure;
-
 use crate::{
+    arguments::{positive, seconds},
     generate::stream::Script,
     recorder::{Recorder, Recording},
     report::count,
@@ -18,25 +17,23 @@ use crate::{
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
     /// How often control and firewall take turns
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = positive::<usize>)]
     pub(crate) rounds: usize,
     /// How long one measurement counts, in seconds
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
     pub(crate) seconds: f64,
     /// Flows
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = positive::<u32>)]
     pub(crate) flows: u32,
     /// Rules that the firewall holds
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = positive::<usize>)]
     pub(crate) rules: usize,
     #[command(flatten)]
     pub(crate) recording: Recording,
 }
 
-/// How long the load runs before the sink's counter counts, and longer with many flows, which have to begin first.
-fn warm_up(flows: u32) -> Duration {
-    Duration::from_secs(1) + Duration::from_micros(2) * flows
-}
+/// How long the load runs before the sink's counter counts.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut recorder = options.recording.recorder();
@@ -66,13 +63,12 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
         let time = Duration::from_secs_f64(options.seconds);
         let measure = |forwarder: anyhow::Result<Forwarder>| {
             let forwarder = forwarder?;
-            let rate = load.flood(warm_up(options.flows), time);
+            let rate = load.opened(&forwarder).and_then(|()| load.flood(WARM_UP, time));
             // Also after a failure: the next one needs the ports.
             let ended = forwarder.end();
             let rate = rate?;
             ended?;
-            ensure!(rate > 0.0, "nothing arrived");
-            Ok(rate.into())
+            Ok(rate)
         };
         let more = wire::room_for(options.flows.into());
         let mut contenders = [

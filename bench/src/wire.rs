@@ -25,7 +25,10 @@ use ringwall_testbed::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::generate::stream::{Addresses, Ports, Script, Sizes, Stream};
+use crate::{
+    generate::stream::{Addresses, Ports, Script, Sizes, Stream},
+    samples::Reading,
+};
 
 /// Pods that send; flows take turns in them.
 pub(crate) const PODS: u32 = 100;
@@ -59,12 +62,40 @@ pub(crate) enum Forwarder {
     /// `ringwall run`
     Ringwall(Box<Appliance>),
     /// `l2fwd`
-    L2fwd {
-        /// The process
-        child: Child,
-        /// What it goes on writing
-        _output: BufReader<ChildStdout>,
-    },
+    L2fwd(L2fwd),
+}
+
+/// The bare forwarder; killed when this is dropped, which takes its programs off no port.
+pub(crate) struct L2fwd {
+    child: Option<Child>,
+    /// What it goes on writing
+    _output: BufReader<ChildStdout>,
+}
+
+impl L2fwd {
+    /// Ends it as it likes.
+    fn end(mut self) -> anyhow::Result<()> {
+        let Some(child) = self.child.take() else {
+            return Ok(());
+        };
+        kill_process(Pid::from_child(&child), Signal::TERM).context("ending l2fwd")?;
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "l2fwd: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}
+
+impl Drop for L2fwd {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill(); // it may have ended
+            let _ = child.wait();
+        }
+    }
 }
 
 impl Wire {
@@ -120,7 +151,9 @@ impl Wire {
         let mut command = Command::new(&self.l2fwd);
         command
             .args(["in", "out", LONGEST_RUN])
-            .arg(WORKER_CPU.to_string());
+            .arg(WORKER_CPU.to_string())
+            // Of the bed's own, which goes with it however it ends.
+            .env("BPFFS", self.bed.folder().join("bpf"));
         let mut child = self.bed.gateway.spawn(command)?;
         let output = child.stdout.take().context("l2fwd has no output")?;
         let mut output = BufReader::new(output);
@@ -130,15 +163,15 @@ impl Wire {
             bound += usize::from(line.contains("bound in"));
             line.clear();
         }
-        let forwarder = Forwarder::L2fwd {
-            child,
+        let forwarder = L2fwd {
+            child: Some(child),
             _output: output,
         };
         if bound < 2 {
             forwarder.end()?;
             bail!("l2fwd ended before it had bound both ports");
         }
-        Ok(forwarder)
+        Ok(Forwarder::L2fwd(forwarder))
     }
 
     /// Loads a stream's generator, and lets the outer end count.
@@ -150,7 +183,8 @@ impl Wire {
         let links = match stream.script {
             Script::Udp => vec![
                 self.outer().run(|| generator.sink("wire"))??,
-                self.inner().run(|| generator.pass("wire"))??,
+                // Answers end here, too.
+                self.inner().run(|| generator.discard("wire"))??,
             ],
             // Answers end where they arrive.
             Script::Tcp { .. } | Script::SynFlood => vec![
@@ -176,7 +210,7 @@ impl Forwarder {
     pub(crate) fn appliance(&self) -> anyhow::Result<&Appliance> {
         match self {
             Self::Ringwall(appliance) => Ok(appliance),
-            Self::L2fwd { .. } => Err(anyhow!("the bare forwarder is no firewall")),
+            Self::L2fwd(_) => Err(anyhow!("the bare forwarder is no firewall")),
         }
     }
 
@@ -201,14 +235,7 @@ impl Forwarder {
                     "the firewall dropped packets of allowed flows: {reasons}"
                 );
             }
-            Self::L2fwd { child, .. } => {
-                let process = Pid::from_child(&child);
-                kill_process(process, Signal::TERM).context("ending l2fwd")?;
-                let output = child.wait_with_output()?;
-                if !output.status.success() {
-                    bail!("l2fwd: {}", String::from_utf8_lossy(&output.stderr));
-                }
-            }
+            Self::L2fwd(forwarder) => forwarder.end()?,
         }
         Ok(())
     }
@@ -235,20 +262,26 @@ pub(crate) struct Passed {
 }
 
 impl LoadedWire<'_> {
+    /// Whose frames they are.
+    pub(crate) fn generator(&self) -> &Generator {
+        &self.generator
+    }
+
     /// Sends for a while, frames per second, and waits until everything has arrived.
     ///
     /// # Errors
     /// The kernel refuses.
     pub(crate) fn pass(&self, rate: Option<u64>, frames: u64) -> anyhow::Result<Passed> {
         // Whole scripts, so that no connection stays half open.
-        let script = match self.stream.script {
-            Script::Tcp { data } => u64::from(self.stream.flows) * (u64::from(data) + 4),
-            Script::Udp | Script::SynFlood => 1,
+        let script = match self.stream.script.steps() {
+            1 => 1,
+            steps => u64::from(self.stream.flows) * steps,
         };
         let order = Order {
             first: self.next.get(),
             count: frames.div_ceil(script) * script,
             rate,
+            answered: false,
         };
         let before = self.generator.received()?;
         let sent = self.send(order)?;
@@ -261,40 +294,60 @@ impl LoadedWire<'_> {
         })
     }
 
-    /// Packets per microsecond that arrive under more load than can be forwarded.
+    /// Lets each flow of datagrams be answered once, if a firewall forwards them, so that it holds all of them: of flows that nobody has
+    /// answered it lets a share of its table in, and judges the packets of the others each time.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub(crate) fn flood(&self, warm_up: Duration, time: Duration) -> anyhow::Result<f64> {
-        /// More frames in a second than anything here forwards.
-        const MOST_PER_SECOND: f64 = 4e6;
-        thread::scope(|scope| {
-            let order = Order {
+    /// The kernel refuses, or some flows are not held after five attempts: then the row would not be of so many.
+    pub(crate) fn opened(&self, forwarder: &Forwarder) -> anyhow::Result<()> {
+        let Forwarder::Ringwall(firewall) = forwarder else {
+            return Ok(());
+        };
+        /// First packets a second; more slowly again where some were lost.
+        const RATES: [u64; 5] = [100_000, 50_000, 25_000, 25_000, 25_000];
+        let flows = u64::from(self.stream.flows);
+        let mut held = 0;
+        for rate in RATES {
+            self.send(Order {
                 first: self.next.get(),
-                count: ((warm_up + time).as_secs_f64() * 1.5 * MOST_PER_SECOND) as u64,
-                rate: Some(MOST_PER_SECOND as u64),
-            };
-            self.next.set(order.first + order.count);
-            let (generator, namespace) = (&self.generator, self.wire.inner());
-            let sending = scope.spawn(move || send(generator, namespace, order));
-            let counted = (|| -> anyhow::Result<f64> {
-                thread::sleep(warm_up);
-                let (before, start) = (self.generator.packets()?, Instant::now());
-                thread::sleep(time);
-                let packets = self.generator.packets()? - before;
-                Ok(packets as f64 / start.elapsed().as_secs_f64() / 1e6)
-            })();
-            self.generator.stop()?;
-            sending.join().map_err(|_| anyhow!("the generator panicked"))??;
-            counted
-        })
+                count: flows,
+                rate: Some(rate),
+                answered: true,
+            })?;
+            self.next.set(self.next.get() + flows);
+            self.settled()?;
+            held = firewall.status()?["dataplane"]["flows"]["used"]
+                .as_u64()
+                .unwrap_or(0);
+            if held >= flows {
+                return Ok(());
+            }
+        }
+        bail!("the firewall holds {held} of {flows} flows")
+    }
+
+    /// As [`flood`], through the wire.
+    ///
+    /// # Errors
+    /// As [`flood`].
+    pub(crate) fn flood(&self, warm_up: Duration, time: Duration) -> anyhow::Result<Reading> {
+        let reading = flood(
+            &self.generator,
+            self.wire.inner(),
+            "wire",
+            self.next.get(),
+            warm_up,
+            time,
+        );
+        self.next.set(self.next.get() + most_frames(warm_up + time));
+        reading
     }
 
     fn send(&self, order: Order) -> anyhow::Result<Sent> {
         let (generator, namespace) = (&self.generator, self.wire.inner());
         thread::scope(|scope| {
             scope
-                .spawn(|| send(generator, namespace, order))
+                .spawn(|| send(generator, namespace, "wire", order))
                 .join()
                 .map_err(|_| anyhow!("the generator panicked"))?
         })
@@ -315,10 +368,55 @@ impl LoadedWire<'_> {
     }
 }
 
-fn send(generator: &Generator, namespace: &Netns, order: Order) -> anyhow::Result<Sent> {
+/// More frames than a core makes in so long: a flood is stopped, and does not end by itself.
+fn most_frames(time: Duration) -> u64 {
+    const MOST_PER_SECOND: f64 = 1e8;
+    (time.as_secs_f64() * MOST_PER_SECOND) as u64
+}
+
+/// Packets per microsecond that sinks count under as much load as the generator can make out of an interface, from the frame of
+/// a number on; `offered` in the detail is that load, with what is not counted before and after.
+///
+/// # Errors
+/// The kernel refuses, or nothing arrives.
+pub(crate) fn flood(
+    generator: &Generator,
+    namespace: &Netns,
+    interface: &str,
+    first: u64,
+    warm_up: Duration,
+    time: Duration,
+) -> anyhow::Result<Reading> {
+    thread::scope(|scope| {
+        let order = Order {
+            first,
+            count: most_frames(warm_up + time),
+            rate: None,
+            answered: false,
+        };
+        let sending = scope.spawn(move || send(generator, namespace, interface, order));
+        let counted = (|| -> anyhow::Result<f64> {
+            thread::sleep(warm_up);
+            let (before, start) = (generator.packets()?, Instant::now());
+            thread::sleep(time);
+            let packets = generator.packets()? - before;
+            Ok(packets as f64 / start.elapsed().as_secs_f64() / 1e6)
+        })();
+        generator.stop()?;
+        let sent = sending.join().map_err(|_| anyhow!("the generator panicked"))??;
+        let arrived = counted?;
+        ensure!(arrived > 0.0, "nothing arrived");
+        Ok(Reading {
+            value: arrived,
+            detail: json!({"offered": sent.rate() / 1e6}),
+        })
+    })
+}
+
+fn send(generator: &Generator, namespace: &Netns, interface: &str, order: Order) -> anyhow::Result<Sent> {
     namespace.enter().context("entering the generator's namespace")?;
     core_affinity::set_for_current(core_affinity::CoreId { id: GENERATOR_CPU });
-    Ok(generator.send("wire", order)?)
+    Ok(generator.send(interface, order)?)
 }
 
 /// Lines of configuration for a table that has room for so many flows, at half its load.

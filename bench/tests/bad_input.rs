@@ -9,12 +9,13 @@ use std::{
     process::{Command, Output},
 };
 
+use ringwall_testbed::preflight::runs_here;
 use serde_json::Value;
 
 /// An unprivileged user's id, where this test is root's.
 const UNPRIVILEGED: &str = "65534";
 /// Parts that need namespaces.
-const PARTS: &str = "veth,search,peers,under-load,node,latency,restart,hostile";
+const PARTS: &str = "veth,search,peers,under-load,node,pods,latency,restart,hostile";
 
 /// Runs the suite without rights, with words before its command.
 fn suite(folder: &Path, before: &[&str], more: &[&str]) -> Output {
@@ -41,6 +42,19 @@ fn suite(folder: &Path, before: &[&str], more: &[&str]) -> Output {
     words.extend(["suite", "--rounds", "1", "--even-if-busy", "--folder", &folder]);
     words.extend(more);
     Command::new(words[0]).args(&words[1..]).output().unwrap()
+}
+
+/// Runs the suite with all rights on a machine whose kernel does not show its types.
+fn suite_without_btf(folder: &Path, more: &[&str]) -> Output {
+    let hidden = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+    Command::new("unshare")
+        .args(["--mount", "sh", "-c", hidden, "sh"])
+        .arg(env!("CARGO_BIN_EXE_ringwall-bench"))
+        .args(["suite", "--rounds", "1", "--even-if-busy", "--folder"])
+        .arg(folder)
+        .args(more)
+        .output()
+        .unwrap()
 }
 
 /// Why each row was skipped.
@@ -102,6 +116,23 @@ fn one_cpu_cannot_send_and_forward() {
         rows.values().all(|why| why.contains("one CPU")) && !rows.is_empty(),
         "{rows:?}"
     );
+}
+
+#[test]
+fn without_btf_the_rows_of_a_node_say_so() {
+    let Some(_alone) = runs_here("a machine without BTF") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let output = suite_without_btf(folder.path(), &["--only", "node"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let rows = skipped(folder.path());
+    assert!(
+        rows.values().all(|why| why.contains("CONFIG_DEBUG_INFO_BTF")) && rows.len() == 6,
+        "{rows:?}"
+    );
+    let report = fs::read_to_string(folder.path().join("REPORT.md")).unwrap();
+    assert_eq!(report.matches("CONFIG_DEBUG_INFO_BTF").count(), 6, "{report}");
 }
 
 #[test]

@@ -90,6 +90,8 @@ pub struct Order {
     pub count: u64,
     /// Frames per second; None for as fast as possible
     pub rate: Option<u64>,
+    /// Whether a sink sends datagrams back to where they came from, besides counting them
+    pub answered: bool,
 }
 
 /// What a call of the generator did.
@@ -249,7 +251,7 @@ impl Generator {
     pub fn send(&self, interface: &str, order: Order) -> Result<Sent, BpfError> {
         let index = interface_index(interface).ok_or_else(|| BpfError::NoInterface(interface.to_owned()))?;
         let rate = order.rate.unwrap_or(0);
-        let words: Vec<u8> = [order.first, order.count, rate]
+        let words: Vec<u8> = [order.first, order.count, rate, u64::from(order.answered)]
             .iter()
             .flat_map(|word| word.to_ne_bytes())
             .collect();
@@ -342,7 +344,8 @@ impl Generator {
         }
     }
 
-    /// Makes an interface count and end what it receives, until the answer is dropped.
+    /// Makes an interface count and end what it receives, until the answer is dropped. Datagrams of orders that ask for it
+    /// are sent back as well.
     ///
     /// # Errors
     /// There is no such interface, or it carries another program.
@@ -356,6 +359,14 @@ impl Generator {
     /// As [`Self::sink`].
     pub fn answer(&self, interface: &str) -> Result<Link, BpfError> {
         attach(&self.skel.progs.count_and_answer, interface)
+    }
+
+    /// Makes an interface end what it receives, uncounted.
+    ///
+    /// # Errors
+    /// As [`Self::sink`].
+    pub fn discard(&self, interface: &str) -> Result<Link, BpfError> {
+        attach(&self.skel.progs.drop_all, interface)
     }
 
     /// Makes an interface's driver take redirected frames, without changing what is received.
@@ -374,7 +385,7 @@ impl Generator {
         self.skel
             .maps
             .orders
-            .update(&0_u32.to_ne_bytes(), &[0; 24], MapFlags::ANY)
+            .update(&0_u32.to_ne_bytes(), &[0; 32], MapFlags::ANY)
             .map_err(|error| wrap("stopping the generator", error))
     }
 
@@ -429,6 +440,14 @@ impl Generator {
             })
             .collect())
     }
+}
+
+/// The Ethernet address of an interface.
+///
+/// # Errors
+/// There is no such interface.
+pub fn mac(interface: &str) -> io::Result<[u8; 6]> {
+    crate::kernel::interface_mac(interface)
 }
 
 /// A value for each CPU.

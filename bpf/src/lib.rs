@@ -23,8 +23,6 @@ pub mod node;
 pub mod peers;
 pub mod port;
 mod skeleton;
-#[cfg(feature = "traffic")]
-pub mod traffic;
 
 #[cfg(test)]
 mod program_tests;

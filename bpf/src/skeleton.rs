@@ -18,12 +18,6 @@ pub(crate) mod node {
 
 /// Of what benchmarks load.
 #[cfg(feature = "traffic")]
-pub(crate) mod traffic {
-    include!(concat!(env!("OUT_DIR"), "/traffic.skel.rs"));
-}
-
-/// Likewise.
-#[cfg(feature = "traffic")]
 pub(crate) mod generator {
     include!(concat!(env!("OUT_DIR"), "/generator.skel.rs"));
 }

@@ -34,6 +34,14 @@ pub(super) fn send(options: &Options) -> anyhow::Result<Outcome> {
         !options.syn_flood,
         "sockets do not flood: leave --sockets or --syn-flood out"
     );
+    ensure!(
+        options.to.count == 1 && options.to_ports.count == 1,
+        "sockets send to one address and one port: give --to ADDRESS and --to-ports PORT"
+    );
+    ensure!(
+        options.size.as_ref().is_none_or(|sizes| sizes.0.len() == 1),
+        "sockets send datagrams of one length: give --size LENGTH"
+    );
     let here = Place {
         netns: None,
         interface: String::new(),

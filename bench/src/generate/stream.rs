@@ -182,14 +182,26 @@ fn common_divisor(a: u32, b: u32) -> u32 {
 pub(crate) enum Script {
     /// Datagrams.
     Udp,
-    /// Connections: SYN, ACK, so many segments with data, FIN, ACK. Each round of the flows is a step, and after the last
-    /// one begins the next connection.
+    /// Connections: SYN, ACK, so many segments with data and, if they are closed, FIN, ACK. Each round of the flows is a step,
+    /// and after the last one begins the next connection.
     Tcp {
         /// Segments with data
         data: u8,
+        /// Whether they end
+        closes: bool,
     },
     /// SYN after SYN, each a flow of its own.
     SynFlood,
+}
+
+impl Script {
+    /// Frames of a flow before the next one begins in its place.
+    pub(crate) fn steps(self) -> u64 {
+        match self {
+            Self::Udp | Self::SynFlood => 1,
+            Self::Tcp { data, closes } => u64::from(data) + if closes { 4 } else { 2 },
+        }
+    }
 }
 
 /// A load.
@@ -231,7 +243,7 @@ impl Stream {
         match self.script {
             Script::Udp if self.new_flow_every > 0 => flows + frames / self.new_flow_every,
             Script::Udp => flows.min(frames),
-            Script::Tcp { data } => frames.div_ceil(flows * (u64::from(data) + 4)).max(1) * flows,
+            Script::Tcp { .. } => frames.div_ceil(flows * self.script.steps()).max(1) * flows,
             Script::SynFlood => frames,
         }
     }
@@ -287,7 +299,7 @@ impl Stream {
                 .iter()
                 .map(|(length, _)| self.datagram(*length))
                 .collect::<Result<Vec<_>, _>>()?,
-            Script::Tcp { data } => self.connection(data, &sizes)?,
+            Script::Tcp { data, closes } => self.connection(data, closes, &sizes)?,
             Script::SynFlood => vec![self.segment(0, 0, true, false, None)?],
         };
         let slots = match self.script {
@@ -336,7 +348,7 @@ impl Stream {
     }
 
     /// The templates of a script's steps. Sequence numbers count from the connection's first one.
-    fn connection(&self, data: u8, sizes: &Sizes) -> anyhow::Result<Vec<Template>> {
+    fn connection(&self, data: u8, closes: bool, sizes: &Sizes) -> anyhow::Result<Vec<Template>> {
         let [(size, _)] = sizes.0.as_slice() else {
             bail!("segments of TCP have one length: give --size LENGTH");
         };
@@ -353,8 +365,10 @@ impl Stream {
         for index in 0..u32::from(data) {
             steps.push(self.segment(1 + index * length, 1, false, false, Some(length as u16))?);
         }
-        steps.push(self.segment(end, 1, false, true, None)?);
-        steps.push(self.segment(end + 1, 2, false, false, None)?);
+        if closes {
+            steps.push(self.segment(end, 1, false, true, None)?);
+            steps.push(self.segment(end + 1, 2, false, false, None)?);
+        }
         Ok(steps)
     }
 

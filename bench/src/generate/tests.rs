@@ -194,7 +194,8 @@ fn read(frame: &[u8]) -> Seen {
 
 /// Flow, number and time of a stamp.
 fn stamp(payload: &[u8]) -> (u32, u32, u64) {
-    assert_eq!(payload[..2], 0x5257_u16.to_ne_bytes(), "a stamp");
+    let mark = u16::from_ne_bytes(payload[..2].try_into().unwrap());
+    assert!([0x5257, 0x5258].contains(&mark), "no stamp: {mark:04x}");
     (
         u32::from_ne_bytes(payload[2..6].try_into().unwrap()),
         u32::from_ne_bytes(payload[6..10].try_into().unwrap()),
@@ -211,6 +212,7 @@ fn arriving(pair: &Pair, stream: &Stream, frames: u64, rate: Option<u64>) -> Vec
             first: 0,
             count: frames,
             rate,
+            answered: false,
         };
         pair.tx
             .run(|| {
@@ -300,6 +302,52 @@ fn a_new_flow_begins_where_the_oldest_ends_also_over_ipv6() {
 }
 
 #[test]
+fn datagrams_that_ask_for_it_come_back_as_they_are() {
+    let Some(_alone) = runs_here("gen: answered datagrams") else {
+        return;
+    };
+    let pair = Pair::new();
+    for line in [
+        "--from 10.0.0.0/24 --to 198.18.0.1 --flows 20 --from-ports 1000-1001",
+        "--from fd00::/112 --to 2001:db8::1 --flows 20 --size 200",
+    ] {
+        let sent = arriving(&pair, &stream(line), 20, Some(20_000));
+        let generator = Generator::load(&stream(line).load(40).unwrap()).unwrap();
+        let _sink = pair.rx.run(|| generator.sink("in")).unwrap().unwrap();
+        let send = |first, answered| {
+            captured(&pair.tx, "out", || {
+                let order = Order {
+                    first,
+                    count: 20,
+                    rate: Some(20_000),
+                    answered,
+                };
+                pair.tx
+                    .run(|| {
+                        let _native = generator.pass("out").unwrap();
+                        generator.send("out", order).unwrap()
+                    })
+                    .unwrap();
+            })
+        };
+        assert_eq!(send(0, false).len(), 0, "{line}: nobody asked");
+        let back: Vec<Seen> = send(20, true).iter().map(|frame| read(frame)).collect();
+        assert_eq!(back.len(), 20, "{line}");
+        for (sent, back) in sent.iter().zip(&back) {
+            let turned = |(a, b): &(String, String)| (b.clone(), a.clone());
+            assert_eq!(back.addresses, turned(&sent.addresses));
+            assert_eq!(back.ports, (sent.ports.1, sent.ports.0));
+            let (flow, number, _) = stamp(&back.payload);
+            assert_eq!(
+                (flow, number),
+                (stamp(&sent.payload).0, stamp(&sent.payload).1 + 20)
+            );
+        }
+        assert_eq!(generator.received().unwrap().packets, 40, "counted, too");
+    }
+}
+
+#[test]
 fn a_script_is_a_connection_that_the_sink_answers() {
     let Some(_alone) = runs_here("gen: TCP") else {
         return;
@@ -321,6 +369,7 @@ fn a_script_is_a_connection_that_the_sink_answers() {
                 first: 0,
                 count: frames,
                 rate: Some(20_000),
+                answered: false,
             };
             pair.tx
                 .run(|| {
@@ -443,6 +492,7 @@ fn a_sink_that_misses_frames_says_so() {
         first,
         count,
         rate: Some(100_000),
+        answered: false,
     };
     let send = |first, count| {
         pair.tx
@@ -512,6 +562,17 @@ fn sockets_send_datagrams_and_make_connections() {
 }
 
 #[test]
+fn new_flows_come_as_often_as_ordered_or_not_at_all() {
+    let every = |new: u64, rate: u64| super::frames_per_new_flow(new, rate);
+    assert_eq!(every(1000, 500_000).unwrap(), 500);
+    assert_eq!(every(999, 500_000).unwrap(), 500, "within one in a hundred");
+    assert_eq!(every(500_000, 500_000).unwrap(), 1);
+    let error = every(300_000, 500_000).unwrap_err().to_string();
+    assert!(error.contains("250000 or 500000"), "{error}");
+    assert!(every(500_001, 500_000).is_err());
+}
+
+#[test]
 fn what_does_not_go_together_is_refused_with_what_to_do() {
     for (line, expected) in [
         ("--from 10.0.0.1 --to 2001:db8::1", "IPv4 or both in IPv6"),
@@ -544,6 +605,22 @@ fn what_does_not_go_together_is_refused_with_what_to_do() {
             .to_string()
             .contains("--to-mac")
     );
+    let usual = "--interface x --to 10.0.0.1 --from 10.0.0.2 --to-mac 02:00:00:00:00:02";
+    for nothing in ["0", "-1", "nan"] {
+        assert!(
+            refused(&format!("{usual} --seconds={nothing}")).is_some(),
+            "{nothing}"
+        );
+    }
+    for (line, expected) in [
+        ("--to 10.0.0.1 --size imix", "--size LENGTH"),
+        ("--to 10.0.0.0/24", "--to ADDRESS"),
+        ("--to 10.0.0.1 --to-ports 1-2", "--to-ports PORT"),
+    ] {
+        let error = sockets::send(&options(&format!("--sockets --sink : {line}"))).unwrap_err();
+        assert!(format!("{error:#}").contains(expected), "{line}: {error:#}");
+    }
+    assert!(refused("--sockets --sink : --to 10.0.0.1 --from 10.0.0.2").is_some());
     let error = send(&options(
         "--interface nowhere:x --to-mac 02:00:00:00:00:02 --from 10.0.0.1 --to 10.0.0.2",
     ));

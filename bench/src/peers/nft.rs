@@ -5,14 +5,20 @@
 //! * `IntervalSet`: one set of (destination, protocol, port) for all policies together.
 //! * `Linear`: a line per rule. The one that lets the load pass is the last, as a policy's rules have no order.
 
-use std::{fmt::Write as _, fs, process::Command};
+use std::{
+    fmt::Write as _,
+    fs,
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Child, ChildStdin, Command, Stdio},
+};
 
 use anyhow::{Context, bail, ensure};
 use ringwall_testbed::{netns::Netns, topology::Bed};
 use serde_json::Value;
 
 const TABLE: &str = "ringwall_bench";
-const TRACKED: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const TRACKING: &str = "/proc/sys/net/netfilter";
 
 /// A way to write the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,29 +60,64 @@ impl Drop for Loaded<'_> {
     }
 }
 
-/// The most connections that the kernel follows; what it was is put back when this is dropped.
-pub(super) struct Tracked(String);
+/// Room for connections in the kernel's table. What it was is put back when this is dropped, and by a process of its own if
+/// this one is killed.
+#[derive(Debug, Default)]
+pub(super) struct Tracked(Option<(Child, ChildStdin)>);
 
 impl Tracked {
-    /// At least so many. Of the whole machine: namespaces cannot have a limit of their own.
+    /// Room for at least so many, and as many buckets, as the kernel has them by default. It is the whole machine's:
+    /// namespaces have none of their own.
     pub(super) fn at_least(connections: u32) -> anyhow::Result<Self> {
-        let before = match fs::read_to_string(TRACKED) {
-            Ok(before) => before.trim().to_owned(),
-            // The module comes with the first ruleset, and with a limit of 262,144 in a machine with a gigabyte or more.
-            Err(_) => return Ok(Self(String::new())),
-        };
-        if before.parse::<u32>().unwrap_or(0) >= connections {
-            return Ok(Self(String::new()));
+        Self::raise(Path::new(TRACKING), connections)
+    }
+
+    fn raise(folder: &Path, connections: u32) -> anyhow::Result<Self> {
+        let mut lower = Vec::new();
+        for name in ["nf_conntrack_max", "nf_conntrack_buckets"] {
+            let file = folder.join(name);
+            let before = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+            let number: u32 = before
+                .trim()
+                .parse()
+                .with_context(|| format!("{}", file.display()))?;
+            if number < connections {
+                lower.push((file, number.to_string()));
+            }
         }
-        fs::write(TRACKED, connections.to_string()).with_context(|| format!("writing {TRACKED}"))?;
-        Ok(Self(before))
+        if lower.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut restorer = Command::new("sh");
+        restorer.args([
+            "-c",
+            "read -r _; while [ $# -gt 0 ]; do echo \"$2\" >\"$1\"; shift 2; done",
+            "sh",
+        ]);
+        for (file, before) in &lower {
+            restorer.arg(file).arg(before);
+        }
+        let mut restorer = restorer
+            .stdin(Stdio::piped())
+            // Out of reach of the terminal's Ctrl-C.
+            .process_group(0)
+            .spawn()
+            .context("starting sh")?;
+        let line = restorer.stdin.take().context("sh has no input")?;
+        let tracked = Self(Some((restorer, line)));
+        for (file, _) in &lower {
+            fs::write(file, connections.to_string())
+                .with_context(|| format!("writing {}", file.display()))?;
+        }
+        Ok(tracked)
     }
 }
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        if !self.0.is_empty() {
-            let _ = fs::write(TRACKED, &self.0);
+        if let Some((mut restorer, line)) = self.0.take() {
+            drop(line); // its end of file
+            let _ = restorer.wait();
         }
     }
 }
@@ -191,7 +232,31 @@ fn rules(egress: &Value) -> Rules {
 mod tests {
     #![allow(clippy::unwrap_used)] // in tests a failed unwrap is the failure
 
-    use super::{Kind, ruleset};
+    use std::fs;
+
+    use super::{Kind, Tracked, ruleset};
+
+    #[test]
+    fn room_for_connections_is_given_back_even_by_a_process_that_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let read = || {
+            ["nf_conntrack_max", "nf_conntrack_buckets"]
+                .map(|name| fs::read_to_string(file(name)).unwrap().trim().to_owned())
+        };
+        fs::write(file("nf_conntrack_max"), "1000\n").unwrap();
+        fs::write(file("nf_conntrack_buckets"), "9000\n").unwrap();
+        let mut tracked = Tracked::raise(folder.path(), 5000).unwrap();
+        assert_eq!(read(), ["5000", "9000"]);
+        // All that the restorer sees of a kill is the end of its input.
+        let (mut restorer, line) = tracked.0.take().unwrap();
+        drop(line);
+        restorer.wait().unwrap();
+        assert_eq!(read(), ["1000", "9000"]);
+        drop(Tracked::raise(folder.path(), 10_000).unwrap());
+        assert_eq!(read(), ["1000", "9000"]);
+        assert!(Tracked::raise(folder.path(), 1000).unwrap().0.is_none());
+    }
 
     #[test]
     fn every_kind_has_every_rule_and_the_load_is_last_of_lines() {

@@ -89,7 +89,7 @@ fn a_row_is_read_as_it_was_written() {
     if let Outcome::Measured { rounds, .. } = &mut row.outcome {
         rounds[0].subject.detail = serde_json::json!({"sent": 12, "received": 11});
     }
-    row.clone().save(folder.path()).unwrap();
+    row.save(folder.path()).unwrap();
     Row::skipped(&plan("absent"), &machine(), "there is no such | peer\n here")
         .save(folder.path())
         .unwrap();
@@ -107,7 +107,10 @@ fn a_row_is_read_as_it_was_written() {
 #[test]
 fn a_control_that_measured_nothing_makes_a_skipped_row() {
     let folder = tempfile::tempdir().unwrap();
-    let file = measured("wire", &[(1.0, 0.0)]).save(folder.path()).unwrap();
+    let file = measured("wire", &[(1.0, 0.0)])
+        .or_skipped()
+        .save(folder.path())
+        .unwrap();
     let row = Row::load(&file).unwrap();
     assert!(row.why_skipped().unwrap().contains("round 1"), "{row:?}");
 }
@@ -125,6 +128,40 @@ fn a_damaged_or_foreign_file_is_refused_by_name() {
     );
     std::fs::write(&other, "{}").unwrap();
     assert!(load_all(folder.path()).is_err());
+}
+
+#[test]
+fn stages_are_a_table_of_medians() {
+    let reading = |parse: f64, total: f64| Reading {
+        value: total,
+        detail: serde_json::json!({"parse": parse, "send": 4.0, "total": total}),
+    };
+    let plan = Plan {
+        section: Section::Memory,
+        unit: "ns/packet".into(),
+        target: None,
+        ..plan("stages")
+    };
+    let readings = [reading(10.0, 50.0), reading(12.0, 60.0), reading(30.0, 61.0)];
+    let staged = Row::alone(&plan, &machine(), party("worker"), readings);
+    let folder = tempfile::tempdir().unwrap();
+    let results = folder.path().join("results");
+    staged.save(&results).unwrap();
+    measured("wire", &[(1.0, 1.0)]).save(&results).unwrap();
+    report::write_all(folder.path()).unwrap();
+    let text = std::fs::read_to_string(folder.path().join("REPORT.md")).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("| title of stages | ns/packet |"))
+        .unwrap_or_else(|| panic!("{text}"));
+    let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+    assert!(cells.contains(&"12.0") && cells.contains(&"4.00"), "{line}");
+    assert_eq!(cells.iter().rev().nth(1), Some(&"60.0"), "{line}");
+    assert_eq!(
+        text.matches("By stage").count(),
+        1,
+        "rows without stages have no table"
+    );
 }
 
 #[test]

@@ -18,8 +18,9 @@
 #define LONGEST_WAIT 50000
 // A frame that is later than this moves all that follow: what was missed is not made up for by a burst.
 #define SLACK 20000
-// First bytes of what is carried.
+// First bytes of what is carried: of what is only counted, and of what the sink sends back as well.
 #define MAGIC 0x5257
+#define MAGIC_ANSWERED 0x5258
 
 // What the generator carries behind the headers, in its CPU's byte order.
 struct stamp {
@@ -73,6 +74,7 @@ struct order {
 	__u64 first; // number of the first frame
 	__u64 count; // frames
 	__u64 rate;  // frames per second; 0 for as fast as possible
+	__u64 answered; // whether the sink sends datagrams back
 };
 
 struct {
@@ -294,11 +296,13 @@ int generate(struct xdp_md *ctx)
 
 		if (payload + sizeof(*stamp) > end)
 			return XDP_ABORTED;
-		stamp->magic = MAGIC;
+		__u16 magic = order->answered ? MAGIC_ANSWERED : MAGIC;
+
+		stamp->magic = magic;
 		stamp->flow = flow;
 		stamp->sequence = (__u32)n;
 		stamp->sent = now;
-		sum += (__u64)MAGIC + flow + (__u32)n + (now & 0xffffffff) + (now >> 32);
+		sum += (__u64)magic + flow + (__u32)n + (now & 0xffffffff) + (now >> 32);
 	}
 	__u16 folded_sum = ~folded(sum);
 
@@ -405,7 +409,7 @@ static __always_inline struct stamp *stamp_of(void *data, void *end)
 		return 0;
 	struct stamp *stamp = data + offset;
 
-	if ((void *)(stamp + 1) > end || stamp->magic != MAGIC)
+	if ((void *)(stamp + 1) > end || (stamp->magic != MAGIC && stamp->magic != MAGIC_ANSWERED))
 		return 0;
 	return stamp;
 }
@@ -447,11 +451,50 @@ static __always_inline void count(struct xdp_md *ctx)
 	}
 }
 
-// Counts what arrives and ends it.
+// Swaps as many bytes as both have.
+static __always_inline void swap_bytes(__u8 *one, __u8 *other, int bytes)
+{
+	for (int at = 0; at < bytes; at++) {
+		__u8 byte = one[at];
+
+		one[at] = other[at];
+		other[at] = byte;
+	}
+}
+
+// Counts what arrives and ends it. Datagrams that ask for it go back to where they came from as they are: that changes no
+// checksum.
 SEC("xdp")
 int count_and_drop(struct xdp_md *ctx)
 {
 	count(ctx);
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct stamp *stamp = stamp_of(data, end);
+
+	if (!stamp || stamp->magic != MAGIC_ANSWERED || data + 14 + 20 + 8 > end)
+		return XDP_DROP;
+	__u8 *frame = data;
+
+	if (((struct ethhdr *)data)->h_proto == bpf_htons(ETH_P_IP)) {
+		if (frame[14 + 9] != 17)
+			return XDP_DROP;
+		swap_bytes(frame + 14 + 12, frame + 14 + 16, 4);
+		swap_bytes(frame + 14 + 20, frame + 14 + 20 + 2, 2);
+	} else {
+		if (data + 14 + 40 + 8 > end || frame[14 + 6] != 17)
+			return XDP_DROP;
+		swap_bytes(frame + 14 + 8, frame + 14 + 24, 16);
+		swap_bytes(frame + 14 + 40, frame + 14 + 40 + 2, 2);
+	}
+	swap_bytes(frame, frame + 6, 6);
+	return XDP_TX;
+}
+
+// Ends what arrives, uncounted.
+SEC("xdp")
+int drop_all(struct xdp_md *ctx)
+{
 	return XDP_DROP;
 }
 
