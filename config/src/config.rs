@@ -93,12 +93,12 @@ pub struct ClusterNetworks {
     /// What happens to addresses in a pod network that no live pod has.
     pub unknown_endpoints: UnknownEndpoints,
     /// Where networks are.
-    pub places: Vec<Place>,
+    pub places: Vec<NetworkPlacement>,
 }
 
 /// Where a network is; no two overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct NetworkPlacement {
     /// The network; host bits masked.
     pub network: IpNet,
     /// The interfaces that lead to it, all by name in [`Config::interfaces`]; None for any.

@@ -20,9 +20,10 @@ mod validate;
 
 pub use config::{
     AntiSpoofing, ClusterNetworks, Config, Conntrack, Cpus, DenialAnswer, FailMode, IdlePolicy, Interface,
-    InterfaceKind, InterfaceSelect, Kind, L2Action, L2Protocol, Midstream, Mode, OnDeadline, OverlayNetwork,
-    Place, PodStart, ReversePath, Role, RxQueues, Side, Source, SourceKind, TcpTracking, Telemetry, Timeouts,
-    Tunnels, UdpTunnel, Umem, UnknownEndpoints, User, Verify, VlanTags, Wire, Workers, XdpMode, ZeroCopy,
+    InterfaceKind, InterfaceSelect, Kind, L2Action, L2Protocol, Midstream, Mode, NetworkPlacement,
+    OnDeadline, OverlayNetwork, PodStart, ReversePath, Role, RxQueues, Side, Source, SourceKind, TcpTracking,
+    Telemetry, Timeouts, Tunnels, UdpTunnel, Umem, UnknownEndpoints, User, Verify, VlanTags, Wire, Workers,
+    XdpMode, ZeroCopy,
 };
 pub use cpus::{CpuId, CpuListError, parse_cpu_list};
 pub use failsafe::FailsafeEntry;

@@ -5,9 +5,9 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 
 use crate::{
-    config::{Place, VlanTags},
+    config::{NetworkPlacement, VlanTags},
     problem::Problem,
-    raw::{self, PlaceVlan, Raw},
+    raw::{self, PlacementVlan, Raw},
     validate::overlap,
 };
 
@@ -15,8 +15,8 @@ use crate::{
 const VLANS: RangeInclusive<u16> = 1..=4094;
 
 /// Every network that has a place.
-pub(crate) fn places(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<Place> {
-    let mut found: Vec<(String, Place)> = Vec::new();
+pub(crate) fn places(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<NetworkPlacement> {
+    let mut found: Vec<(String, NetworkPlacement)> = Vec::new();
     for (index, place) in raw.cluster.places.iter().enumerate() {
         let path = format!("cluster.places[{index}]");
         if place.networks.is_empty() {
@@ -50,7 +50,7 @@ pub(crate) fn places(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<Place> {
             }
             found.push((
                 path,
-                Place {
+                NetworkPlacement {
                     network: IpNet::trunc(network),
                     interfaces: interfaces.clone(),
                     vlan,
@@ -61,7 +61,12 @@ pub(crate) fn places(raw: &Raw, problems: &mut Vec<Problem>) -> Vec<Place> {
     found.into_iter().map(|(_, place)| place).collect()
 }
 
-fn interfaces(raw: &Raw, place: &raw::Place, path: &str, problems: &mut Vec<Problem>) -> Option<Vec<String>> {
+fn interfaces(
+    raw: &Raw,
+    place: &raw::NetworkPlacement,
+    path: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<Vec<String>> {
     if let Some(name) = &place.wire {
         let path = format!("{path}.wire");
         if place.interfaces.is_some() {
@@ -105,7 +110,12 @@ fn interfaces(raw: &Raw, place: &raw::Place, path: &str, problems: &mut Vec<Prob
     Some(names.clone())
 }
 
-fn vlan(raw: &Raw, place: &raw::Place, path: &str, problems: &mut Vec<Problem>) -> Option<VlanTags> {
+fn vlan(
+    raw: &Raw,
+    place: &raw::NetworkPlacement,
+    path: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<VlanTags> {
     if raw.wires.is_none() && (place.vlan.is_some() || place.outer_vlan.is_some()) {
         problems.push(
             Problem::new(
@@ -126,9 +136,9 @@ fn vlan(raw: &Raw, place: &raw::Place, path: &str, problems: &mut Vec<Problem>) 
     };
     let inner = match &place.vlan {
         None => None,
-        Some(PlaceVlan::Number(vlan)) => Some(Some(number("vlan", *vlan))),
-        Some(PlaceVlan::Text(text)) if text == "untagged" => Some(None),
-        Some(PlaceVlan::Text(text)) => {
+        Some(PlacementVlan::Number(vlan)) => Some(Some(number("vlan", *vlan))),
+        Some(PlacementVlan::Text(text)) if text == "untagged" => Some(None),
+        Some(PlacementVlan::Text(text)) => {
             problems.push(
                 Problem::new(format!("{path}.vlan"), format!("`{text}` is no VLAN"))
                     .help("use 1 to 4094, or `untagged`"),

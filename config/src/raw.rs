@@ -312,14 +312,14 @@ pub struct Cluster {
     pub unknown_endpoints: UnknownEndpoints,
     /// Where networks are located: VLAN, wire or interfaces. Networks not listed may be anywhere that sides and routes allow.
     #[serde(default)]
-    pub places: Vec<Place>,
+    pub places: Vec<NetworkPlacement>,
 }
 
 /// The location of networks. Packets from their addresses drop as `spoofed-source` if they arrive anywhere else. Packets to
 /// them drop as `misplaced-destination` on a wire that does not lead there, and as `route-refused` if a route leads elsewhere.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Place {
+pub struct NetworkPlacement {
     /// Networks of pods, nodes or other hosts. No address may be in two places.
     #[schemars(with = "Vec<String>")]
     pub networks: Vec<IpNet>,
@@ -328,7 +328,7 @@ pub struct Place {
     /// Names of the interfaces that lead to them, instead of `wire`; on a wire, the ends that they are behind.
     pub interfaces: Option<Vec<String>>,
     /// VLAN on a wire, 1 to 4094, or `untagged`; with two tags, the inner one. Default: any.
-    pub vlan: Option<PlaceVlan>,
+    pub vlan: Option<PlacementVlan>,
     /// Outer VLAN of two (IEEE 802.1ad), 1 to 4094. Default: no second tag.
     pub outer_vlan: Option<u16>,
 }
@@ -336,7 +336,7 @@ pub struct Place {
 /// A VLAN number, or untagged.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a VLAN number or `untagged`")]
-pub enum PlaceVlan {
+pub enum PlacementVlan {
     /// VLAN number.
     Number(u16),
     /// `untagged`.

@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 
 use ringwall_config::{
     AntiSpoofing, Config, ConfigError, Cpus, DenialAnswer, FailMode, InterfaceKind, Kind, Midstream, Mode,
-    OnDeadline, Place, ReversePath, Role, RxQueues, Side, SourceKind, TcpTracking, Verify, VlanTags,
-    raw::Raw,
+    NetworkPlacement, OnDeadline, ReversePath, Role, RxQueues, Side, SourceKind, TcpTracking, Verify,
+    VlanTags, raw::Raw,
 };
 
 const GOOD: &str = "\
@@ -741,7 +741,7 @@ fn networks_have_places() {
          outerVlan: 100}, {networks: [10.30.0.0/16], vlan: untagged}, {networks: [10.40.0.0/16], interfaces: [b]}]",
     );
     let places = parse(&text).unwrap().cluster.places;
-    let place = |network: &str, interfaces: Option<&[&str]>, vlan| Place {
+    let place = |network: &str, interfaces: Option<&[&str]>, vlan| NetworkPlacement {
         network: network.parse().unwrap(),
         interfaces: interfaces.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
         vlan,

@@ -146,7 +146,7 @@ pub struct PlannedPlace {
 }
 
 impl PlannedPlace {
-    fn of(place: &ringwall_config::Place, id_of: impl Fn(&str) -> Option<PortId>) -> Self {
+    fn of(place: &ringwall_config::NetworkPlacement, id_of: impl Fn(&str) -> Option<PortId>) -> Self {
         let tag = |vlan: u16| 0x1000 | u32::from(vlan);
         let ports = place.interfaces.as_ref();
         Self {

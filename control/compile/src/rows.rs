@@ -835,8 +835,7 @@ impl Rows {
         }
     }
 
-    /// The port map of rules that all match; `ports` is the destination's list of named ports.
-    /// The port map of rules of a direction that all match.
+    /// The port map of rules of a direction that all match, with the lists of named ports of both ends.
     fn map(
         &mut self,
         rules: &[u32],

@@ -13,14 +13,14 @@ use super::{matching::matches, rules::Direction};
 /// The tiers of a cluster, in the order in which they are asked (TIERS 79.2, 101), as the checker reads them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tiers {
-    tiers: Vec<TierSeen>,
+    tiers: Vec<RankedTier>,
     numbers: BTreeMap<String, u32>,
     /// Whether other policies stand at the order of NetworkPolicies, so that their order among themselves matters.
     between: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct TierSeen {
+struct RankedTier {
     /// In reasons (TIERS 105).
     name: String,
     denies: bool,
@@ -68,7 +68,7 @@ impl Tiers {
                 "kube-baseline" if !calico => "Baseline",
                 name => name,
             };
-            this.tiers.push(TierSeen {
+            this.tiers.push(RankedTier {
                 name: shown.to_owned(),
                 denies,
             });

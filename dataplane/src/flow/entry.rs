@@ -99,7 +99,7 @@ pub(crate) struct Entry {
     errors_left: u8,
     /// Why audit mode would drop it: a [`DropReason`] plus one; 0 for nothing.
     would_drop: u8,
-    place: Place,
+    origin: Origin,
     /// By direction, of a flow that the kernel asks about: one more than the place of its tuple in the flow cache; 0 is
     /// none. A tracked flow has one tuple, an untracked one a tuple of each direction.
     cached: [u32; 2],
@@ -113,11 +113,11 @@ pub(crate) struct Entry {
 /// * With [`ASKED`]: the frontend's address and port (network byte order), zeros for none.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct Place([u8; 18]);
+struct Origin([u8; 18]);
 
 const TAG: std::ops::Range<usize> = 14..18;
 
-impl Place {
+impl Origin {
     const NONE: Self = Self([0; 18]);
 
     #[inline]
@@ -236,7 +236,7 @@ impl Entry {
             error_at: (now.0 >> ICMP_ERROR_SHIFT) as u32,
             errors_left: ICMP_ERROR_BURST,
             would_drop: stamp.allowed_by.would_drop(),
-            place: Place::NONE,
+            origin: Origin::NONE,
             cached: [0; 2],
         }
     }
@@ -330,7 +330,7 @@ impl Entry {
             self.decided = 0;
             self.flags &= !(REPLY_ALLOWED | MAC_BOUND);
             if !is_node {
-                self.place.forget_stations();
+                self.origin.forget_stations();
                 self.cached = [0; 2];
             }
             if self.protocol == protocol::TCP && (unseen || self.flags & FAILSAFE != 0) {
@@ -411,14 +411,14 @@ impl Entry {
 
     /// Whether a direction is bound to this source Ethernet address.
     pub(crate) fn is_from_mac(&self, direction: FlowDirection, station: [u8; 6]) -> bool {
-        self.flags & MAC_BOUND != 0 && self.place.station(direction) == station
+        self.flags & MAC_BOUND != 0 && self.origin.station(direction) == station
     }
 
     /// Binds a direction to a source Ethernet address, which is checked on each packet from now on.
     pub(crate) fn bind_mac(&mut self, direction: FlowDirection, station: Option<[u8; 6]>) {
         self.flags |= MAC_BOUND;
         if let Some(station) = station {
-            self.place.set_station(direction, station);
+            self.origin.set_station(direction, station);
         }
     }
 
@@ -438,7 +438,7 @@ impl Entry {
         free: bool,
     ) -> bool {
         self.flags & (ORIENTED | AUDITED | MAC_BOUND) == ORIENTED | MAC_BOUND
-            && (free || station == Some(self.place.station(direction)))
+            && (free || station == Some(self.origin.station(direction)))
     }
 
     /// Whether a packet in this direction needs no judgement of its own.
@@ -478,12 +478,12 @@ impl Entry {
 
     /// By which end of a wire packets of the original direction come in, as far as that has been seen.
     pub(crate) fn original_port_tag(&self) -> Option<PortTag> {
-        PortTag::from_number(self.place.tag())
+        PortTag::from_number(self.origin.tag())
     }
 
     /// Remembers by which end of a wire packets of the original direction come in.
     pub(crate) fn set_original_port_tag(&mut self, port: PortTag) {
-        self.place.set_tag(port.number());
+        self.origin.set_tag(port.number());
     }
 
     #[inline]
@@ -546,10 +546,10 @@ impl Entry {
     /// The kernel asks about its packets; this node judges these ends of it.
     pub(crate) fn set_asked(&mut self, ends: LocalEnds, frontend: Option<(Addr, u16)>) {
         self.asked = ASKED | ends.flags();
-        self.place = Place::NONE;
+        self.origin = Origin::NONE;
         if let Some((addr, port)) = frontend {
-            self.place.0[..16].copy_from_slice(&addr.octets());
-            self.place.0[16..].copy_from_slice(&port.to_be_bytes());
+            self.origin.0[..16].copy_from_slice(&addr.octets());
+            self.origin.0[16..].copy_from_slice(&port.to_be_bytes());
         }
     }
 
@@ -565,7 +565,7 @@ impl Entry {
 
     /// Where its client believes to be talking to, if that is not its destination.
     pub(crate) fn frontend(&self) -> Option<(Addr, u16)> {
-        let Place([addr @ .., high, low]) = self.place;
+        let Origin([addr @ .., high, low]) = self.origin;
         (self.is_asked() && addr != [0; 16]).then(|| (Addr::v6(addr), u16::from_be_bytes([high, low])))
     }
 

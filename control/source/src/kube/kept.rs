@@ -1,4 +1,4 @@
-//! The policies, tiers and network sets last seen, on disk: so that those which are deleted with their namespace while nothing
+//! The policies, tiers, network sets and host endpoints last seen, on disk: so that those which are deleted with their namespace while nothing
 //! watches still hold until its last pod is gone (SEMANTICS 54), and those that have become unreadable keep their last good
 //! version (72.5).
 

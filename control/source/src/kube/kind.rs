@@ -356,13 +356,14 @@ impl Kind {
         self.0 == Self::NETWORK_SET.0 || self.0 == Self::GLOBAL_NETWORK_SET.0
     }
 
-    /// Whether its objects are policies, tiers or network sets, of which the last good version outlives this process.
+    /// Whether its objects are policies, tiers, network sets or host endpoints, of which the last good version outlives this
+    /// process.
     pub(super) const fn is_kept(self) -> bool {
         let of_policy = matches!(
             self.objects(),
             Objects::NetworkPolicies | Objects::Tiered(_) | Objects::Tiers
         );
-        of_policy || self.is_of_sets()
+        of_policy || self.is_of_sets() || self.0 == Self::HOST_ENDPOINT.0
     }
 
     /// Whether a verdict may depend on an object of it, so that it is incomplete where the kind cannot be read.

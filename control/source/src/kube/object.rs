@@ -108,7 +108,7 @@ pub(super) fn item(kind: Kind, api: &Api, mut object: Value) -> Result<Item, Str
     // Of what cannot be read, the last good version is kept; of what is staged, none is in force.
     let in_force = object
         .as_ref()
-        .is_some_and(|it| it.reference().is_some() || kind.is_of_sets());
+        .is_some_and(|it| it.reference().is_some() || kind.objects() == Objects::SpokenOf);
     let source = kept.filter(|_| in_force);
     Ok(Item {
         reference,
@@ -141,7 +141,7 @@ fn is_of(kind: Kind, decoded: &Decoded) -> bool {
 /// Annotations that change what an object means.
 const MEANINGFUL: [&str; 3] = [STORED_METADATA, STAGING, DENIAL_ANSWER];
 
-/// As much of a policy, tier or network set as has to be kept to know it again after a restart.
+/// As much of a policy, tier, network set or host endpoint as has to be kept to know it again after a restart.
 fn source(kind: Kind, api: &Api, object: &Value, uid: &str) -> Option<Arc<str>> {
     let kept = || {
         let annotations = object.pointer("/metadata/annotations").and_then(Value::as_object);
@@ -159,8 +159,8 @@ fn source(kind: Kind, api: &Api, object: &Value, uid: &str) -> Option<Arc<str>> 
                 "namespace": object.pointer("/metadata/namespace"),
                 "uid": uid,
                 "annotations": annotations,
-                // Policies speak of sets by their labels, and never of policies.
-                "labels": object.pointer("/metadata/labels").filter(|_| kind.is_of_sets()),
+                // Policies select sets and host endpoints by their labels, and never policies.
+                "labels": object.pointer("/metadata/labels").filter(|_| kind.objects() == Objects::SpokenOf),
             },
             "spec": object.get("spec"),
         })

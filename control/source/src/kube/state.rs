@@ -48,7 +48,7 @@ pub(super) struct Item {
     pub(super) service: Option<ServiceObject>,
     /// What is wrong or odd about it.
     pub(super) problems: Vec<ObjectProblem>,
-    /// For a policy, tier or network set that can be read: what has to be kept to know it again after a restart.
+    /// For a policy, tier, network set or host endpoint that can be read: what has to be kept to know it again after a restart.
     pub(super) source: Option<Arc<str>>,
 }
 

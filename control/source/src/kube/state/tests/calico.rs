@@ -408,11 +408,33 @@ fn semantics_54_a_networkset_holds_while_its_namespace_ends_and_over_a_restart()
 }
 
 #[test]
-fn s72_5_a_set_that_is_unreadable_at_a_restart_keeps_its_last_good_version() {
+fn s72_5_a_set_or_host_endpoint_that_is_unreadable_at_a_restart_keeps_its_last_good_version() {
+    let host_endpoint = |address: &str| {
+        let spec = json!({"node": "n", "interfaceName": "eth0", "expectedIPs": [address]});
+        labelled(
+            json!({"apiVersion": "projectcalico.org/v3", "metadata": {"name": "h"}, "spec": spec}),
+            json!({"role": "db"}),
+        )
+    };
+    let good = set("s", json!({"role": "db"}), "192.0.2.0/24");
+    let claiming = set("s", json!({"pcns.team": "x"}), "198.51.100.0/24");
+    keeps_its_last_good_version("GlobalNetworkSet", good, claiming, "192.0.2.0/24");
+    let (good, no_address) = (host_endpoint("192.0.2.7"), host_endpoint("everywhere"));
+    keeps_its_last_good_version("HostEndpoint", good, no_address, "192.0.2.7/32");
+}
+
+/// `network`: what `good` adds to a policy for everything with its label.
+fn keeps_its_last_good_version(
+    of: &str,
+    good: serde_json::Value,
+    unreadable: serde_json::Value,
+    network: &str,
+) {
     let mut state = a_live_namespace();
     apply(&mut state, "GlobalNetworkPolicy", global("p", "role == 'db'"));
-    let good = set("s", json!({"role": "db"}), "192.0.2.0/24");
-    apply(&mut state, "GlobalNetworkSet", good);
+    let name = good["metadata"]["name"].as_str().unwrap().to_owned();
+    apply(&mut state, of, good);
+    assert_eq!(blocks(&state), [network]);
     let kept: Vec<serde_json::Value> = state
         .policy_sources()
         .iter()
@@ -423,26 +445,22 @@ fn s72_5_a_set_that_is_unreadable_at_a_restart_keeps_its_last_good_version() {
         let (kind, api) = Kind::named(&text("kind"), &text("apiVersion")).unwrap();
         crate::kube::object::item(kind, api, object).unwrap()
     });
-    // The next process: the set has become unreadable in the meantime.
+    // The next process: the object has become unreadable in the meantime.
     let mut next = State::new(ringwall_policy::Settings::default());
     next.remember(kept.collect());
-    let sets = kind("GlobalNetworkSet");
-    let claiming = set("s", json!({"pcns.team": "x"}), "198.51.100.0/24");
-    next.listed(sets, vec![item(sets, claiming).unwrap()]);
-    assert_eq!(blocks(&next), ["192.0.2.0/24"]);
-    let unreadable: Vec<(String, bool)> = next
+    let kind = kind(of);
+    next.listed(kind, vec![item(kind, unreadable).unwrap()]);
+    assert_eq!(blocks(&next), [network]);
+    let alarms: Vec<(String, bool)> = next
         .unreadable()
         .map(|(reference, _, kept)| (reference.to_string(), kept))
         .collect();
-    assert_eq!(unreadable, [("GlobalNetworkSet s".to_owned(), true)]);
+    assert_eq!(alarms, [(format!("{of} {name}"), true)]);
     // And one that is gone is gone.
-    next.listed(sets, Vec::new());
+    next.listed(kind, Vec::new());
     assert_eq!(blocks(&next), [""; 0]);
-    assert!(
-        next.policy_sources()
-            .iter()
-            .all(|(reference, _)| reference.kind != sets)
-    );
+    let is_of_kind = |(reference, _): (&Reference, _)| reference.kind == kind;
+    assert!(!next.policy_sources().iter().any(is_of_kind));
 }
 
 #[test]
