@@ -21,6 +21,7 @@ mod rows;
 mod selectors;
 mod shapes;
 mod state;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod update;

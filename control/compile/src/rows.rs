@@ -849,10 +849,10 @@ impl Rows {
                 .iter()
                 .filter_map(|rule| from.policies.rules.get(*rule as usize))
         };
-        if !own().any(|rule| rule.asks_own_names) {
+        if names.own != 0 && !own().any(|rule| rule.asks_own_names) {
             names.own = 0;
         }
-        if !own().any(|rule| rule.asks_peer_names) {
+        if names.peer != 0 && !own().any(|rule| rule.asks_peer_names) {
             names.peer = 0;
         }
         if let Some(map) = self.maps.get(&MapKey(rules, names, isolations)) {

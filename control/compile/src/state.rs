@@ -4,9 +4,9 @@
 //! are *attached* to their cohort, then *identified*; addresses are *resolved* to their owner. Numbers depend on what
 //! came before; what they stand for does not.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, thread};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use ipnet::IpNet;
 use ringwall_dataplane::{
     addr::Addr,
@@ -23,13 +23,14 @@ use super::{
     canonical::MultisetSums,
     classes::{Classes, Sight},
     cohorts::{CohortRows, Cohorts},
-    content::{Content, Digest, Sum},
+    content::{Digest, Sum},
     members::{Counted, Member, Members},
     owners::{Owner, Owners},
     policies::Policies,
     rows::{Own, Rows, Sources},
     selectors::{TermTurnover, Vocabulary},
     shapes::Shapes,
+    survey::{PodHashes, Surveyor, incarnation_of, is_live},
 };
 
 /// A compiled state.
@@ -88,6 +89,7 @@ impl State {
         seed: Option<u64>,
         budget: &Budget,
     ) -> Result<Self, CompileError> {
+        let surveyor = Surveyor::start(cluster);
         let model = Model::of(cluster);
         let mut tables = match seed {
             Some(seed) => ImageBuilder::seeded(Generation(0), seed),
@@ -127,35 +129,24 @@ impl State {
             tables,
             worst: (0, 0),
         };
-        state.fill(budget)?;
+        state.fill(surveyor, budget)?;
         Ok(state)
     }
 
-    fn fill(&mut self, budget: &Budget) -> Result<(), CompileError> {
+    fn fill(&mut self, surveyor: Surveyor<'_>, budget: &Budget) -> Result<(), CompileError> {
         let cluster = self.cluster.clone();
-        // Beside everything up to the last pass over the pods.
-        let hashes = (cluster.pods.len() >= MANY_PODS).then(|| {
-            let cluster = cluster.clone();
-            let hash_all = move || cluster.pods.values().map(|pod| PodHashes::of(pod)).collect();
-            thread::Builder::new().name("rw-hash".to_owned()).spawn(hash_all)
-        });
+        let (survey, hashing) = surveyor.survey();
         let mut settings = Digest::new("settings");
         settings.number(u64::from(cluster.settings.allow_unknown));
         self.loose.add(&Sum::of(&settings.finish()));
-        let mut names: HashSet<&str> = cluster.nodes.keys().map(String::as_str).collect();
-        names.extend(cluster.pods.values().filter_map(|pod| pod.node.as_deref()));
-        let mut names: Vec<&str> = names.into_iter().collect();
-        names.sort_unstable();
-        for name in names {
+        for name in &survey.nodes {
             self.node_number(name);
         }
         for node in cluster.nodes.values() {
             self.owners.node(node, true);
         }
 
-        let addresses = || cluster.pods.values().flat_map(|pod| &pod.addresses);
-        let v4 = addresses().filter(|address| address.is_ipv4()).count();
-        self.tables.expect_hosts(v4, addresses().count() - v4);
+        self.tables.expect_hosts(survey.v4, survey.v6);
 
         let mut numbers = Vec::with_capacity(cluster.pods.len());
         // Addresses whose owner is not known before all pods are.
@@ -163,10 +154,11 @@ impl State {
         // Cohorts, with sets of blocks that hold addresses of their pods.
         let mut placed: Vec<(u32, u32)> = Vec::new();
         // Replicas come one after the other, in the same cohort.
-        let mut last: Option<(&Pod, u32)> = None;
-        for (index, pod) in cluster.pods.values().enumerate() {
-            let replica_of = last.filter(|(other, _)| are_replicas(pod, other));
-            let replica_of = replica_of.and_then(|(_, other)| self.members.get(other));
+        let mut last: Option<u32> = None;
+        for (index, (pod, is_replica)) in cluster.pods.values().zip(survey.replicas).enumerate() {
+            let replica_of = last
+                .filter(|_| is_replica)
+                .and_then(|other| self.members.get(other));
             let like = replica_of.map(|other| (other.shape, other.cohort));
             let Some(number) = self.admit_like(pod, like.map(|(shape, _)| shape)) else {
                 open.extend(&pod.addresses);
@@ -178,7 +170,7 @@ impl State {
                 None => self.attach(number),
             }
             let cohort = self.members.get(number).and_then(|member| member.cohort);
-            last = Some((pod, number));
+            last = Some(number);
             for address in &pod.addresses {
                 let place = cohort.map(|cohort| (cohort, self.blocks.set_of(*address)));
                 if placed.last() != place.as_ref() {
@@ -216,11 +208,7 @@ impl State {
             self.within(budget)?;
         }
         self.rows.write_at_once(false);
-        // Without them, each is taken when it is needed.
-        let hashes: Vec<PodHashes> = match hashes {
-            Some(Ok(hashing)) => hashing.join().unwrap_or_default(),
-            Some(Err(_)) | None => Vec::new(),
-        };
+        let hashes = hashing.finish();
         for (index, number) in numbers {
             self.identify_by(number, hashes.get(index));
             let Some(pod) = self.members.get(number).map(|member| Arc::clone(&member.pod)) else {
@@ -340,11 +328,10 @@ impl State {
 
     /// As [`Self::admit`]; `shape` is the number of the pod's combination of words, where it is known.
     fn admit_like(&mut self, pod: &Arc<Pod>, shape: Option<u32>) -> Option<u32> {
-        if pod.finished {
-            return None;
-        }
-        if pod.host_network {
-            self.owners.hosted(pod, true);
+        if !is_live(pod) {
+            if !pod.finished {
+                self.owners.hosted(pod, true);
+            }
             return None;
         }
         let member = self.members.insert(Member {
@@ -839,48 +826,6 @@ impl State {
 /// The most members that all sets of blocks together may have.
 pub(super) fn most_members(budget: &Budget) -> u64 {
     budget.bytes / size_of::<u32>() as u64
-}
-
-/// Whether no selector and no rule can tell two pods apart.
-fn are_replicas(one: &Pod, other: &Pod) -> bool {
-    one.key.namespace == other.key.namespace
-        && one.labels == other.labels
-        && one.named_ports == other.named_ports
-}
-
-/// Pods for which another thread is worth its start.
-const MANY_PODS: usize = 1000;
-
-/// Hashes of a pod that depend on no policy.
-#[derive(Clone, Copy, Debug)]
-struct PodHashes {
-    /// What the canonical hash has of it as an endpoint
-    endpoint: Content,
-    incarnation: u64,
-}
-
-impl PodHashes {
-    fn of(pod: &Pod) -> Self {
-        let mut digest = Digest::new("endpoint");
-        digest.text(&pod.key.namespace);
-        digest.text(&pod.key.name);
-        digest.number(u64::from(pod.template_of.is_some()));
-        digest.text(pod.node.as_deref().unwrap_or_default());
-        Self {
-            endpoint: digest.finish(),
-            incarnation: incarnation_of(pod),
-        }
-    }
-}
-
-/// Without the key, so that flows do not end where an installation loses it.
-fn incarnation_of(pod: &Pod) -> u64 {
-    let mut digest = Digest::new("incarnation");
-    digest.text(&pod.uid);
-    digest.text(&pod.key.namespace);
-    digest.text(&pod.key.name);
-    digest.number(pod.created.map_or(u64::MAX, i64::cast_unsigned));
-    digest.short()
 }
 
 fn host_digest(address: IpAddr, pod: bool) -> Digest<'static> {

@@ -786,3 +786,36 @@ fn a_label_key_of_namespaces_that_comes_and_goes_leaves_nothing_behind() {
     assert_eq!(sizes[2..6].iter().collect::<BTreeSet<_>>().len(), 1, "{sizes:?}");
     assert_eq!(sizes[8..].iter().collect::<BTreeSet<_>>().len(), 1, "{sizes:?}");
 }
+
+/// From 1,000 pods on, another thread finds replicas and hashes.
+#[test]
+fn many_pods_compile_to_what_few_and_then_more_compile_to() {
+    let numbered = |number: u16| {
+        let app = if number % 10 < 8 { "web" } else { "client" };
+        let address = format!("10.0.{}.{}", number / 250, number % 250 + 1);
+        Pod {
+            // Between replicas.
+            finished: number % 10 == 3,
+            host_network: number % 10 == 5,
+            node: Some(format!("n{}", number % 7)),
+            ..pod("a", &format!("p{number:04}"), &address, &[("app", app)])
+        }
+    };
+    let with = |pods: u16| {
+        let mut cluster = cluster((0..pods).map(numbered).collect());
+        let rule = from(vec![pods_with("app", "client")]);
+        cluster.insert(policy("p", having("app", "web"), vec![rule]));
+        cluster
+    };
+    let mut compiler = Compiler::new(EpochKey::OFFLINE, Budget::default());
+    let mut last = compiler.update(&with(990), Generation(1)).unwrap();
+    for pods in [1040, 1090, 1140, 1200] {
+        last = compiler.update(&with(pods), Generation(u64::from(pods))).unwrap();
+        assert!(last.incremental);
+    }
+    let full = image(&with(1200));
+    assert_eq!(full.hash, last.hash);
+    // With those of the host network and of the two nodes.
+    assert_eq!((full.stats.endpoints, full.stats.hosts), (960, 1082));
+    assert_eq!((last.stats.endpoints, last.stats.hosts), (960, 1082));
+}
