@@ -143,6 +143,8 @@ struct Inner {
     proof: ProofStatus,
     /// Generation that was published before its proof had ended.
     unproven: Option<u64>,
+    /// Generation in force when `proof.difference` was found; a later one that is proven whole ends it.
+    contradicted: u64,
     /// When a snapshot was last proven whole.
     proven_whole: Option<Instant>,
     /// What was wrong with a snapshot that was compiled in full instead.
@@ -162,6 +164,9 @@ impl Inner {
     fn proven_whole(&mut self, generation: u64, took: Duration) {
         self.unproven = self.unproven.filter(|unproven| *unproven > generation);
         self.proven_whole = Some(Instant::now());
+        if generation > self.contradicted {
+            self.proof.difference = None;
+        }
         self.proof.full_generation = generation;
         self.proof.full_micros = took.as_micros() as u64;
     }
@@ -230,6 +235,7 @@ impl Overview {
                 ..ProofStatus::default()
             },
             unproven: None,
+            contradicted: 0,
             proven_whole: None,
             corrected: None,
             replaced: None,
@@ -411,6 +417,7 @@ impl Overview {
         if let Failure::Differs(difference) = failure {
             inner.proof.differences += 1;
             inner.proof.difference = Some(difference.to_string());
+            inner.contradicted = inner.compiled.generation;
         }
         inner.compiled.failed += 1;
         inner.compiled.error = Some(reason);
@@ -432,6 +439,7 @@ impl Overview {
                 );
                 inner.proof.differences += 1;
                 inner.proof.difference = Some(reason);
+                inner.contradicted = pass.generation;
             }
         }
     }
