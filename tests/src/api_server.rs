@@ -135,6 +135,9 @@ pub struct Faults {
     pub fail_always: Option<u16>,
     /// Every watch is answered by this status code.
     pub fail_watches: Option<u16>,
+    /// Objects of this tier (`spec.tier`) are left out of lists, and a list of that tier alone is forbidden: as Calico's API server
+    /// does for an account without rights to the tier.
+    pub hidden_tier: Option<String>,
     /// The next pages after a first one are answered by 410.
     pub expire_pages: u32,
     /// Watches from a forgotten version are answered by status 410 instead of an event that says so.
@@ -944,6 +947,23 @@ impl Connection {
             .query
             .get("fieldSelector")
             .and_then(|text| text.strip_prefix("metadata.name="));
+        let tier = request
+            .query
+            .get("fieldSelector")
+            .and_then(|text| text.strip_prefix("spec.tier="));
+        let hidden = collection.faults.hidden_tier.clone();
+        if tier.is_some() && tier == hidden.as_deref() {
+            let message = format!("{}: you may not get this tier", collection.resource.plural);
+            return failure(output, 403, "Forbidden", &message);
+        }
+        let is_shown = |stored: &Stored| {
+            if tier.is_none() && hidden.is_none() {
+                return true;
+            }
+            let object: Value = serde_json::from_str(&stored.text).unwrap_or_default();
+            let own = object.pointer("/spec/tier").and_then(Value::as_str);
+            tier.is_none_or(|tier| own == Some(tier)) && (hidden.is_none() || own != hidden.as_deref())
+        };
         let limit = request
             .query
             .get("limit")
@@ -952,7 +972,7 @@ impl Connection {
         let after = last.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = objects
             .range::<Key, _>((after, Bound::Unbounded))
-            .filter(|((_, own), _)| name.is_none_or(|name| own == name))
+            .filter(|((_, own), stored)| name.is_none_or(|name| own == name) && is_shown(stored))
             .peekable();
         let resource = collection.resource;
         let page: Vec<(&Key, &Stored)> = found.by_ref().take(limit).collect();

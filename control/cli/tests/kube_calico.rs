@@ -329,7 +329,8 @@ async fn a_new_tier_has_the_policies_listed_anew_that_calico_s_api_shows_by_tier
         let seen = bed.server.seen();
         let lists = seen
             .iter()
-            .filter(|seen| seen.path.ends_with(&format!("/{}", resource.plural)) && !seen.is_watch());
+            .filter(|seen| seen.path.ends_with(&format!("/{}", resource.plural)) && !seen.is_watch())
+            .filter(|seen| !seen.query.contains_key("fieldSelector"));
         lists.count()
     };
     let (policies, others) = (lists(GLOBAL_POLICIES), lists(NETWORK_POLICIES));
@@ -338,4 +339,54 @@ async fn a_new_tier_has_the_policies_listed_anew_that_calico_s_api_shows_by_tier
     // At once, and when its server has surely heard of the tier.
     eventually("two more lists", || lists(GLOBAL_POLICIES) >= policies + 2).await;
     assert_eq!(lists(NETWORK_POLICIES), others);
+}
+
+/// Calico's API server leaves out what the account may not read: only whoever asks for the tier is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_may_not_read_a_tier_is_named_and_loses_no_policy_that_it_has_read() {
+    let bed = serving(&[GLOBAL_POLICIES, TIERS]);
+    for (tier, policy) in [("open", "first"), ("security", "second")] {
+        bed.server
+            .apply(object(TIERS, "", tier, json!({}), json!({"order": 5})));
+        let spec = json!({"tier": tier, "ingress": [{"action": "Deny"}]});
+        bed.server
+            .apply(object(GLOBAL_POLICIES, "", policy, json!({}), spec));
+    }
+    let hide = |tier: Option<&str>| {
+        let tier = tier.map(str::to_owned);
+        bed.server
+            .faults(GLOBAL_POLICIES, |faults| faults.hidden_tier = tier);
+    };
+    hide(Some("security"));
+    let source = bed.start(looking()).await;
+    let label = "GlobalNetworkPolicy.projectcalico.org";
+    let state = source
+        .state("what may be read", |state| incomplete(state) == [label])
+        .await;
+    assert_eq!(ordered(&state), ["first"]);
+    let alarm = source.alarm("cannot be read").await;
+    assert!(
+        alarm.contains("of tier `security`: forbidden") && alarm.contains("every verdict is incomplete"),
+        "{alarm}"
+    );
+    hide(None);
+    source
+        .state("both", |state| {
+            ordered(state).len() == 2 && incomplete(state).is_empty()
+        })
+        .await;
+    source.no_alarm().await;
+    hide(Some("security"));
+    bed.server.cut(GLOBAL_POLICIES);
+    let state = source
+        .state("incomplete again", |state| incomplete(state) == [label])
+        .await;
+    assert_eq!(ordered(&state).len(), 2, "what was read before stays");
+    bed.server.delete(GLOBAL_POLICIES, "", "second");
+    hide(None);
+    source
+        .state("one", |state| {
+            ordered(state) == ["first"] && incomplete(state).is_empty()
+        })
+        .await;
 }

@@ -448,7 +448,11 @@ impl Assembler {
                         }
                     }
                     self.watch_what_is_asked_for(&state);
-                    if take_tiers(&mut tiers, &state) {
+                    let came = take_tiers(&mut tiers, &state);
+                    if came.is_some() {
+                        self.connection.set_tiers(tiers.clone());
+                    }
+                    if came == Some(true) {
                         self.connection.tier_came();
                         // The server that shows policies by tier may hear of it later than we do.
                         let connection = Arc::clone(&self.connection);
@@ -498,19 +502,20 @@ impl Assembler {
     }
 }
 
-/// Takes which tiers there are now. Answers whether one has come that is not always there.
-fn take_tiers(known: &mut BTreeSet<String>, state: &State) -> bool {
+/// Takes which tiers there are now. Answers whether one has come that is not always there; None if nothing changed.
+fn take_tiers(known: &mut BTreeSet<String>, state: &State) -> Option<bool> {
     let tiers = &state.cluster().tiers;
+    if tiers.keys().eq(known.iter()) {
+        return None;
+    }
     let is_new = |name: &&String| !known.contains(*name);
     let built_in = Tier::built_in();
     let came = tiers
         .keys()
         .filter(is_new)
         .any(|name| built_in.iter().all(|tier| tier.name != *name));
-    if came || tiers.len() != known.len() {
-        *known = tiers.keys().cloned().collect();
-    }
-    came
+    *known = tiers.keys().cloned().collect();
+    Some(came)
 }
 
 /// What became of a task, in words.

@@ -5,6 +5,7 @@
 //! has not been written yet), the one before stays in use.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     future::Future,
     sync::{
@@ -138,8 +139,8 @@ pub(super) struct Connection {
     /// Grows when whoever waits after a failure had better try now.
     retry: latest::Sender<u64>,
     relist: latest::Sender<Order>,
-    /// Grows when a tier has come.
-    tiers: latest::Sender<u64>,
+    /// Names of the tiers that there are; changes when one has come.
+    tiers: latest::Sender<BTreeSet<String>>,
     /// Where the objects of each kind are.
     presences: Presences,
     /// The newest version that each watch has seen; 0 where it has none.
@@ -161,7 +162,7 @@ impl Connection {
             renew: Notify::new(),
             retry: latest::channel(0).0,
             relist: latest::channel(Order::default()).0,
-            tiers: latest::channel(0).0,
+            tiers: latest::channel(BTreeSet::new()).0,
             presences: Presences::new(),
             versions: std::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -253,11 +254,19 @@ impl Connection {
 
     /// A tier has come: has the watches of policies that are shown by tier end and list anew.
     pub(super) fn tier_came(&self) {
-        self.tiers.send_modify(|number| *number += 1);
+        self.tiers.send_modify(|_| ());
     }
 
-    /// Changes when [`Self::tier_came`] is called.
-    pub(super) fn tiers(&self) -> latest::Receiver<u64> {
+    /// Says which tiers there are.
+    pub(super) fn set_tiers(&self, names: BTreeSet<String>) {
+        self.tiers.send_if_modified(|known| {
+            *known = names;
+            false
+        });
+    }
+
+    /// The tiers that there are; changes when [`Self::tier_came`] is called.
+    pub(super) fn tiers(&self) -> latest::Receiver<BTreeSet<String>> {
         self.tiers.subscribe()
     }
 

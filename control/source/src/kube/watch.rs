@@ -9,6 +9,7 @@
 //! come to stand for something else.
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher, Hasher, RandomState},
     pin::pin,
     sync::Arc,
@@ -20,7 +21,7 @@ use kube::core::{
     Request, Status,
     params::{ListParams, WatchParams},
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, value::RawValue};
 use tokio::{
     sync::{mpsc, watch as latest},
@@ -289,7 +290,7 @@ impl Watcher {
 /// What may have a watch end and list anew.
 struct Orders {
     all: latest::Receiver<Order>,
-    tiers: latest::Receiver<u64>,
+    tiers: latest::Receiver<BTreeSet<String>>,
     /// Whether new tiers concern it.
     by_tier: bool,
 }
@@ -454,6 +455,47 @@ impl Watch<'_> {
         self.health.error(Some(self.kind.number()), message);
     }
 
+    /// A tier whose policies this account may not read. A list leaves them out without a word; only whoever asks for that tier is
+    /// refused.
+    async fn refused_tier(&self, advice: bool) -> Result<Option<End>, End> {
+        if !self.kind.is_shown_by_tier(self.api) {
+            return Ok(None);
+        }
+        let tiers = self.connection.tiers().borrow().clone();
+        for tier in tiers {
+            let params = ListParams {
+                limit: Some(1),
+                field_selector: Some(format!("spec.tier={tier}")),
+                ..ListParams::default()
+            };
+            let request = Request::new(self.api.path())
+                .list(&params)
+                .map_err(|error| End::failed(error.to_string()))?;
+            let answer = self
+                .connection
+                .call(self.timing.list_timeout, |client| async move {
+                    client.request::<IgnoredAny>(request).await
+                })
+                .await;
+            let Err(error) = answer else { continue };
+            match error.code() {
+                Some(403) => {
+                    let resource = format!("{} of tier `{tier}`", self.api.resource());
+                    return Ok(Some(End::Failed {
+                        reason: explain("list", &resource, &error, advice),
+                        after: None,
+                        unreachable: false,
+                        code: Some(403),
+                    }));
+                }
+                // A server that knows no such field shows everything; a tier may be gone.
+                Some(400 | 404 | 422) => {}
+                _ => return Err(End::of("list", self.api, &error, advice)),
+            }
+        }
+        Ok(None)
+    }
+
     /// Fetches every page, then hands them on together. Answers the version of the list.
     async fn list(&self, advice: bool) -> Result<String, End> {
         let before = self.connection.version(self.kind);
@@ -478,6 +520,18 @@ impl Watch<'_> {
         let version = pages.version;
         if version.is_empty() {
             return Err(End::failed(format!("list {resource}: it has no resourceVersion")));
+        }
+        let refused = self.refused_tier(advice).await?;
+        if let Some(end) = refused {
+            // What can be read is in force together with what was read before, and every verdict incomplete at the same time.
+            for item in items.into_iter().filter(|_| advice) {
+                let meta = EventMeta {
+                    at: Instant::now(),
+                    version: version.clone(),
+                };
+                self.send(Message::Applied(Box::new(item), meta)).await?;
+            }
+            return Err(end);
         }
         self.connection.seen(self.kind, Some(&version));
         self.health.listed(self.kind.number());
