@@ -76,8 +76,10 @@ pub fn complete_partial(frame: &mut [u8], packet: &Packet) -> bool {
     if packet.fragment.is_some() {
         return false;
     }
-    if packet.protocol == protocol::SCTP {
-        return complete_sctp(frame, packet);
+    match packet.protocol {
+        protocol::SCTP => return complete_sctp(frame, packet),
+        protocol::GRE => return complete_gre(frame, packet),
+        _ => {}
     }
     let Some(field) = field_offset(packet.protocol) else {
         return false;
@@ -166,9 +168,14 @@ pub fn partial_of_chain<'a>(
             length: 4,
         });
     }
-    let field = field_offset(packet.protocol)?;
-    let pseudo = pseudo_header(packet.src, packet.dst, packet.protocol, length);
-    if u16::from_be_bytes(*segment.get(field..)?.first_chunk()?) != fold(pseudo) {
+    let (field, partial) = match packet.protocol {
+        protocol::GRE if lacks_gre_checksum(segment) => (GRE_CHECKSUM, 0),
+        other => (
+            field_offset(other)?,
+            fold(pseudo_header(packet.src, packet.dst, other, length)),
+        ),
+    };
+    if u16::from_be_bytes(*segment.get(field..)?.first_chunk()?) != partial {
         return None;
     }
     let (mut total, mut is_odd) = (0, false);
@@ -188,6 +195,27 @@ pub fn partial_of_chain<'a>(
         bytes: [high, low, 0, 0],
         length: 2,
     })
+}
+
+/// Where the checksum lies in a GRE header that has one.
+const GRE_CHECKSUM: usize = 4;
+
+/// Whether a GRE header has a checksum that is zero (RFC 2784 2.1). No pseudo-header is summed (2.3), so that is what a sender leaves
+/// to the device; where it is the right one, computing it again gives zero again.
+fn lacks_gre_checksum(segment: &[u8]) -> bool {
+    matches!(segment, [flags, _, _, _, 0, 0, ..] if flags & 0x80 != 0)
+}
+
+/// GRE's checksum is over its header and all that is behind (RFC 2784 2.3).
+#[cold]
+fn complete_gre(frame: &mut [u8], packet: &Packet) -> bool {
+    let range = usize::from(packet.l4)..usize::from(packet.end);
+    let Some(segment) = frame.get_mut(range).filter(|segment| lacks_gre_checksum(segment)) else {
+        return false;
+    };
+    let checksum = !fold(sum(segment));
+    segment[GRE_CHECKSUM..GRE_CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());
+    checksum != 0
 }
 
 /// SCTP has a CRC32c instead of a sum (RFC 9260 6.8, appendix A), and a sender that leaves it to the device leaves zero in

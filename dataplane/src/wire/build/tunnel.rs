@@ -1,6 +1,7 @@
 //! Tunnel packets around other packets.
 
 use super::Template;
+use crate::wire::{checksum, protocol};
 
 /// Bytes of an Ethernet header without tags.
 const ETHERNET: usize = 14;
@@ -33,7 +34,8 @@ impl Template {
         self.ip(protocol, inside.get(ETHERNET..).unwrap_or_default())
     }
 
-    /// GRE around the IP packet of an untagged frame, with the fields that `flags` (the first byte) announces, all zero.
+    /// GRE around the IP packet of an untagged frame, with the fields that `flags` (the first byte) announces: the checksum, and
+    /// zeros.
     pub fn gre(&self, flags: u8, inside: &[u8]) -> Vec<u8> {
         let fields = [0x80, 0x20, 0x10]
             .iter()
@@ -41,10 +43,12 @@ impl Template {
             .count();
         let kind = inside.get(12..ETHERNET).unwrap_or_default();
         let packet = inside.get(ETHERNET..).unwrap_or_default();
-        self.ip(
-            47,
-            &[&[flags, 0][..], kind, &vec![0; 4 * fields], packet].concat(),
-        )
+        let mut gre = [&[flags, 0][..], kind, &vec![0; 4 * fields], packet].concat();
+        if flags & 0x80 != 0 {
+            let sum = !checksum::fold(checksum::sum(&gre));
+            gre[4..6].copy_from_slice(&sum.to_be_bytes());
+        }
+        self.ip(protocol::GRE, &gre)
     }
 
     /// GRE around a whole frame.

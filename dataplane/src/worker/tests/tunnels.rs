@@ -632,9 +632,7 @@ fn partial_sums_are_completed_inside_and_outside() {
             );
             assert_eq!(bed.count(|worker| worker.checksums_completed.get()), 1, "{form}");
         }
-        let mut arp = vec![0xff; 6];
-        arp.extend_from_slice(&[2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-        arp.extend_from_slice(&[0; 20]);
+        let arp = arp_request();
         let echo = from_to(A[inner], STRANGER[inner]).echo(7, true);
         let mut bed = bed();
         let mut builder = wire();
@@ -645,6 +643,13 @@ fn partial_sums_are_completed_inside_and_outside() {
             });
         }
         bed.plane.forwarding.publish(builder.build());
+        // The sum of GRE, with nothing inside that is summed.
+        let whole = nodes(0, outer).gre(0xb0, &echo);
+        let mut without = whole.clone();
+        let field = usize::from(read(&whole).l4) + 4;
+        without[field..field + 2].fill(0);
+        assert_ne!(without, whole);
+        assert_eq!(bed.on(0, INSIDE, &without), [(OUTSIDE, whole)], "{outer} {inner}");
         for inside in [&arp, &echo] {
             let once = nodes(0, outer).vxlan(8472, 1, inside);
             assert_eq!(
