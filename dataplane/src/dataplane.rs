@@ -212,8 +212,8 @@ impl ShardMap {
 
     /// The worker.
     #[inline]
-    pub(crate) fn owner(&self, shard: u8) -> usize {
-        usize::from(self.owner[usize::from(shard)])
+    pub(crate) fn owner(&self, shard: u8) -> u8 {
+        self.owner[usize::from(shard)]
     }
 
     /// Index among the worker's shards.

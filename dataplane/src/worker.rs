@@ -224,7 +224,8 @@ impl<Io: PacketIo> Worker<Io> {
     }
 }
 
-/// What to do with a frame.
+/// What to do with a frame. Small enough for a register: a larger one is written in parts and read as a whole, which waits until
+/// the parts have left the store buffer.
 #[derive(Clone, Copy, Debug)]
 enum Disposition {
     /// Judge it: its flow is in one of this worker's shards.
@@ -234,7 +235,7 @@ enum Disposition {
     /// The same, and the kernel of a node asks about it.
     Asked,
     /// Hand it over to the worker that owns its shard.
-    HandOver(usize),
+    HandOver(u8),
     /// Its port is gone.
     NoPort,
     /// It drops whatever it is.
@@ -404,7 +405,9 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             Disposition::Own => self.process_packet(frame, &packet, hash, Lookahead::NONE),
             Disposition::OwnChain => self.process_chain(frame, &packet, hash),
             Disposition::Asked => self.process_ask(frame, &packet, hash),
-            Disposition::HandOver(owner) => self.hand_over(owner, Handover { frame, packet, hash }),
+            Disposition::HandOver(owner) => {
+                self.hand_over(usize::from(owner), Handover { frame, packet, hash });
+            }
             Disposition::NoPort => self.drop_frame(frame, DropReason::PortUnavailable),
             Disposition::Unusable(reason) => self.drop_frame(frame, reason),
             Disposition::NotSubject(kind) => self.handle_not_subject(frame, port, kind),
@@ -499,7 +502,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             return other;
         }
         let owner = self.shard_map.owner(meta.hash.shard());
-        if owner != self.index {
+        if usize::from(owner) != self.index {
             return Disposition::HandOver(owner);
         }
         self.table.prefetch_buckets(meta.hash);

@@ -146,7 +146,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         }
         meta.hash = self.seed.key(&meta.packet.owner_key(ask.zone(port.zone)));
         let owner = self.shard_map.owner(meta.hash.shard());
-        if owner != self.index {
+        if usize::from(owner) != self.index {
             return Disposition::HandOver(owner);
         }
         Disposition::Asked

@@ -110,7 +110,7 @@ impl<Io: PacketIo> WorkerTurn<'_, Io> {
         meta.packet = packet;
         meta.hash = self.seed.key(&packet.owner_key(port.zone));
         let owner = self.shard_map.owner(meta.hash.shard());
-        if owner != self.index {
+        if usize::from(owner) != self.index {
             return Some(Disposition::HandOver(owner));
         }
         self.table.prefetch_buckets(meta.hash);
