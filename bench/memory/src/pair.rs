@@ -1,7 +1,10 @@
 //! Two workers on two CPUs.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -149,9 +152,10 @@ impl Pair {
             worker.io().play(script.clone(), usize::MAX)?;
         }
         let (stop, begin) = (AtomicBool::new(false), self.now);
-        let (before, start) = (read(), Instant::now());
+        let (before, mut start) = (read(), Instant::now());
+        let ready = Barrier::new(self.workers.len() + 1);
         let turns: Vec<u64> = thread::scope(|scope| {
-            let (stop, pin) = (&stop, &pin);
+            let (stop, pin, ready) = (&stop, &pin, &ready);
             let threads: Vec<_> = self
                 .workers
                 .iter_mut()
@@ -160,14 +164,20 @@ impl Pair {
                     scope.spawn(move || {
                         pin(index);
                         let mut turns = 0;
-                        while !stop.load(Relaxed) {
+                        ready.wait();
+                        // At least once, however busy the machine is.
+                        loop {
                             turns += 1;
                             worker.run_once(begin.after(Nanos(turns * 1_000)));
+                            if stop.load(Relaxed) {
+                                return turns;
+                            }
                         }
-                        turns
                     })
                 })
                 .collect();
+            ready.wait();
+            start = Instant::now();
             thread::sleep(time);
             stop.store(true, Relaxed);
             let turns = threads
@@ -188,6 +198,7 @@ impl Pair {
         }
         let after = read();
         let [packets, handed, lost] = [0, 1, 2].map(|at| (after[at] - before[at]) as f64);
+        ensure!(packets > 0.0, "no packet came");
         ensure!(lost == 0.0, "{lost} packets were dropped or began flows");
         Ok((packets / taken, handed / packets))
     }

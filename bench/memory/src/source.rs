@@ -135,7 +135,7 @@ impl FrameSource {
 
     #[inline]
     fn write(&self, bytes: &mut [u8], flow: FlowEnds) {
-        bytes.copy_from_slice(&self.script.template);
+        copy(bytes, &self.script.template);
         let [src, dst] = [flow.src, flow.dst].map(u32::to_be_bytes);
         let ports = if self.is_v6 {
             bytes[34..38].copy_from_slice(&src);
@@ -153,6 +153,25 @@ impl FrameSource {
         };
         bytes[ports..ports + 2].copy_from_slice(&flow.src_port.to_be_bytes());
         bytes[ports + 2..ports + 4].copy_from_slice(&flow.dst_port.to_be_bytes());
+    }
+}
+
+/// Copies a packet into a buffer of its length. In place for the lengths that loads have, since what a library does cannot be told
+/// from what the worker has it do.
+#[inline]
+fn copy(to: &mut [u8], from: &[u8]) {
+    #[inline]
+    fn of_length<const LENGTH: usize>(to: &mut [u8], from: &[u8]) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<LENGTH>(), from.first_chunk()) {
+            *to = *from;
+        }
+    }
+    match from.len() {
+        // TCP over IPv4, UDP over IPv4, UDP over IPv6.
+        54 => of_length::<54>(to, from),
+        60 => of_length::<60>(to, from),
+        80 => of_length::<80>(to, from),
+        _ => to.copy_from_slice(from),
     }
 }
 
