@@ -298,32 +298,45 @@ impl LoadedWire<'_> {
     /// answered it lets a share of its table in, and judges the packets of the others each time.
     ///
     /// # Errors
-    /// The kernel refuses, or some flows are not held after five attempts: then the row would not be of so many.
+    /// The kernel refuses, or some flows are not held after all attempts: then the row would not be of so many.
     pub(crate) fn opened(&self, forwarder: &Forwarder) -> anyhow::Result<()> {
         let Forwarder::Ringwall(firewall) = forwarder else {
             return Ok(());
         };
-        /// First packets a second; more slowly again where some were lost.
-        const RATES: [u64; 5] = [100_000, 50_000, 25_000, 25_000, 25_000];
+        /// Where the machine is busy, packets are lost.
+        const ATTEMPTS: usize = 8;
+        /// Of 1,000 flows.
+        const ENOUGH: u64 = 999;
         let flows = u64::from(self.stream.flows);
         let mut held = 0;
-        for rate in RATES {
-            self.send(Order {
-                first: self.next.get(),
-                count: flows,
-                rate: Some(rate),
-                answered: true,
-            })?;
-            self.next.set(self.next.get() + flows);
-            self.settled()?;
+        for _ in 0..ATTEMPTS {
+            self.send_each_flow(true)?;
             held = firewall.status()?["dataplane"]["flows"]["used"]
                 .as_u64()
                 .unwrap_or(0);
-            if held >= flows {
+            if held * 1000 >= flows * ENOUGH {
                 return Ok(());
             }
         }
         bail!("the firewall holds {held} of {flows} flows")
+    }
+
+    /// Sends a packet of each flow, so that who knows flows knows all of them; whether the sink answers.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn send_each_flow(&self, answered: bool) -> anyhow::Result<()> {
+        /// Frames a second: a million flows within the half minute that new ones are remembered.
+        const RATE: u64 = 100_000;
+        let order = Order {
+            first: self.next.get(),
+            count: self.stream.flows.into(),
+            rate: Some(RATE),
+            answered,
+        };
+        self.next.set(order.first + order.count);
+        self.send(order)?;
+        self.settled().map(|_| ())
     }
 
     /// As [`flood`], through the wire.
