@@ -50,10 +50,10 @@ use crate::{
 pub(crate) struct Options {
     /// Interface that sends; with --sockets, NETNS: or nothing
     #[arg(long, value_name = "[NETNS:]INTERFACE")]
-    interface: Option<Place>,
+    interface: Option<InterfaceInNetns>,
     /// Interface that counts what arrives, on this machine; it carries no other XDP program meanwhile
     #[arg(long, value_name = "[NETNS:]INTERFACE")]
-    sink: Option<Place>,
+    sink: Option<InterfaceInNetns>,
     /// Ethernet address that frames go to; that of the router, where there is one
     #[arg(long, value_name = "MAC", required_unless_present = "sockets")]
     to_mac: Option<Mac>,
@@ -144,12 +144,12 @@ impl std::str::FromStr for Mac {
 
 /// An interface in a network namespace.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct InterfaceInNetns {
     netns: Option<String>,
     interface: String,
 }
 
-impl std::str::FromStr for Place {
+impl std::str::FromStr for InterfaceInNetns {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -164,7 +164,7 @@ impl std::str::FromStr for Place {
     }
 }
 
-impl Place {
+impl InterfaceInNetns {
     /// Puts the calling thread into the namespace, for good.
     fn enter(&self) -> anyhow::Result<()> {
         let Some(netns) = &self.netns else { return Ok(()) };

@@ -14,7 +14,7 @@ use hdrhistogram::Histogram;
 use ringwall_bpf::generator::{STAMP, Sent};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Arrived, Options, Outcome, Place, UNDER_WAY};
+use super::{Arrived, InterfaceInNetns, Options, Outcome, UNDER_WAY};
 
 /// Most sockets or clients: each client has a thread, and a process 1,024 descriptors.
 const MOST: u32 = 512;
@@ -42,7 +42,7 @@ pub(super) fn send(options: &Options) -> anyhow::Result<Outcome> {
         options.size.as_ref().is_none_or(|sizes| sizes.0.len() == 1),
         "sockets send datagrams of one length: give --size LENGTH"
     );
-    let here = Place {
+    let here = InterfaceInNetns {
         netns: None,
         interface: String::new(),
     };
@@ -82,7 +82,12 @@ fn record(histogram: &mut Histogram<u64>, nanoseconds: u64) -> anyhow::Result<()
         .map_err(|error| anyhow!("a latency of {nanoseconds} ns: {error}"))
 }
 
-fn datagrams(options: &Options, from: &Place, at: &Place, to: SocketAddr) -> anyhow::Result<Outcome> {
+fn datagrams(
+    options: &Options,
+    from: &InterfaceInNetns,
+    at: &InterfaceInNetns,
+    to: SocketAddr,
+) -> anyhow::Result<Outcome> {
     let headers = HEADERS + if to.is_ipv6() { 20 } else { 0 };
     let size = options
         .size
@@ -200,7 +205,12 @@ fn receive(socket: &UdpSocket, flows: u32, length: usize, over: &AtomicBool) -> 
 }
 
 /// Connections that are opened, used for one stamp each way and closed; a latency is that of all three steps.
-fn connections(options: &Options, from: &Place, at: &Place, to: SocketAddr) -> anyhow::Result<Outcome> {
+fn connections(
+    options: &Options,
+    from: &InterfaceInNetns,
+    at: &InterfaceInNetns,
+    to: SocketAddr,
+) -> anyhow::Result<Outcome> {
     let listener = at.within(|| TcpListener::bind(to).with_context(|| format!("cannot listen on {to}")))?;
     listener.set_nonblocking(true)?;
     let over = AtomicBool::new(false);

@@ -13,8 +13,8 @@ use ringwall_compile::{Budget, Compiler, EpochKey};
 use ringwall_dataplane::classify::{Generation, Image, Snapshot};
 use ringwall_policy::{
     Action, AddressSet, Cluster, Conditions, DEFAULT_TIER, NamedPort, Namespace, NetworkPolicy, Object,
-    ObjectKey, Operator, Order, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol,
-    Requirement, Rule, Selector, Tier, TierDefault, TieredPolicy, TieredRule,
+    ObjectKey, Operator, Order, Peer, Pod, PodSelection, PolicyKind, PortMatch, Protocol, Requirement, Rule,
+    Selector, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 use ringwall_prove::Checker;
 
@@ -332,20 +332,14 @@ pub(super) fn words(options: &Options, size: Size, report: &mut Report) -> anyho
 /// A policy of the whole cluster.
 pub(super) fn global(name: &str, tier: &str, order: u16, rules: Vec<TieredRule>) -> TieredPolicy {
     TieredPolicy {
-        id: PolicyId {
-            kind: PolicyKind::GlobalNetworkPolicy,
-            namespace: String::new(),
-            name: name.to_owned(),
-        },
         uid: name.to_owned(),
-        tier: tier.to_owned(),
-        order: Order::of_priority(order),
-        answer: None,
-        subjects: vec![PodSelection::default()],
-        ingress: None,
         egress: Some(rules),
-        faults: Vec::new(),
-        unevaluated: BTreeSet::new(),
+        ..TieredPolicy::new(
+            PolicyKind::GlobalNetworkPolicy,
+            name,
+            tier,
+            Order::of_priority(order),
+        )
     }
 }
 

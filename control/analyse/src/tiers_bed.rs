@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use ringwall_policy::{
-    Cluster, Conditions, Order, Peer, PodSelection, PolicyId, PolicyKind, TieredPolicy, TieredRule,
-};
+use ringwall_policy::{Cluster, Conditions, Order, Peer, PolicyKind, TieredPolicy, TieredRule};
 
 fn part(rules: &[TieredRule]) -> Option<Vec<TieredRule>> {
     (!rules.is_empty()).then(|| rules.to_vec())
@@ -13,20 +11,14 @@ fn part(rules: &[TieredRule]) -> Option<Vec<TieredRule>> {
 /// A ClusterNetworkPolicy about all pods.
 pub(crate) fn policy(tier: &str, name: &str, ingress: &[TieredRule], egress: &[TieredRule]) -> TieredPolicy {
     TieredPolicy {
-        id: PolicyId {
-            kind: PolicyKind::ClusterNetworkPolicy,
-            namespace: String::new(),
-            name: name.to_owned(),
-        },
-        uid: String::new(),
-        tier: tier.to_owned(),
-        order: Order::of_priority(1),
-        answer: None,
-        subjects: vec![PodSelection::default()],
         ingress: part(ingress),
         egress: part(egress),
-        faults: Vec::new(),
-        unevaluated: Default::default(),
+        ..TieredPolicy::new(
+            PolicyKind::ClusterNetworkPolicy,
+            name,
+            tier,
+            Order::of_priority(1),
+        )
     }
 }
 

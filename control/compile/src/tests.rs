@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ringwall_dataplane::classify::{Effect, L4, NodeExemption, Snapshot};
 use ringwall_policy::{
     Action, Condition, Conditions, DEFAULT_TIER, NAMESPACE_NAME_LABEL, NamedPort, Namespace, NetworkPolicy,
-    Node, Object, ObjectKey, Operator, Order, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol,
+    Node, Object, ObjectKey, Operator, Order, Pod, PodSelection, PolicyKind, PortMatch, Protocol,
     Requirement, Rule, Selector, TieredPolicy, TieredRule,
 };
 
@@ -648,23 +648,12 @@ fn classes_that_come_are_among_everyone_else() {
     };
     let mut cluster = cluster(vec![pod("a", "db", "10.0.0.1", &[("role", "db")])]);
     cluster.insert(Object::Tiered(TieredPolicy {
-        id: PolicyId {
-            kind: PolicyKind::GlobalNetworkPolicy,
-            namespace: String::new(),
-            name: "p".to_owned(),
-        },
-        uid: String::new(),
-        tier: DEFAULT_TIER.to_owned(),
-        order: Order::LAST,
-        answer: None,
         subjects: vec![PodSelection {
             namespaces: Selector::default(),
             pods: having("role", "db"),
         }],
         ingress: Some(vec![rule]),
-        egress: None,
-        faults: Vec::new(),
-        unevaluated: BTreeSet::new(),
+        ..TieredPolicy::new(PolicyKind::GlobalNetworkPolicy, "p", DEFAULT_TIER, Order::LAST)
     }));
     // Tells each kind from the others.
     let each = (0..kinds).map(kind).collect();

@@ -3,7 +3,7 @@
 
 use std::{cmp::Ordering, collections::BTreeSet};
 
-use super::{DenialAnswer, Fault, Peer, PolicyId, PortMatch, Selector};
+use super::{DenialAnswer, Fault, Peer, PolicyId, PolicyKind, PortMatch, Selector};
 
 /// The tier of cluster-wide policies before NetworkPolicies.
 pub const KUBE_ADMIN: &str = "kube-admin";
@@ -151,6 +151,26 @@ pub struct TieredPolicy {
 }
 
 impl TieredPolicy {
+    /// A cluster-scoped policy that selects every pod and has a part in neither direction.
+    pub fn new(kind: PolicyKind, name: &str, tier: &str, order: Order) -> Self {
+        Self {
+            id: PolicyId {
+                kind,
+                namespace: String::new(),
+                name: name.to_owned(),
+            },
+            uid: String::new(),
+            tier: tier.to_owned(),
+            order,
+            subjects: vec![PodSelection::default()],
+            answer: None,
+            ingress: None,
+            egress: None,
+            faults: Vec::new(),
+            unevaluated: BTreeSet::new(),
+        }
+    }
+
     /// The rules of both directions.
     pub fn rules(&self) -> impl Iterator<Item = &TieredRule> {
         self.ingress.iter().chain(&self.egress).flatten()

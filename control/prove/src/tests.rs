@@ -7,9 +7,8 @@ use hashbrown::HashSet;
 use imbl::ordmap::DiffItem;
 use ringwall_policy::{
     Action, Cluster, Condition, Conditions, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, Labels, NamedPort,
-    Namespace, NetworkPolicy, Object, ObjectKey, Operator, Order, Peer, Pod, PodSelection, PolicyId,
-    PolicyKind, PortMatch, Protocol, Requirement, Rule, Selector, Tier, TierDefault, TieredPolicy,
-    TieredRule,
+    Namespace, NetworkPolicy, Object, ObjectKey, Operator, Order, Peer, Pod, PodSelection, PolicyKind,
+    PortMatch, Protocol, Requirement, Rule, Selector, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 
 use super::{
@@ -65,22 +64,12 @@ fn pod(namespace: &str, name: &str, value: &str) -> Pod {
 }
 
 fn tiered(tier: &str, priority: u16, name: &str) -> TieredPolicy {
-    TieredPolicy {
-        id: PolicyId {
-            kind: PolicyKind::ClusterNetworkPolicy,
-            namespace: String::new(),
-            name: name.to_owned(),
-        },
-        uid: String::new(),
-        tier: tier.to_owned(),
-        order: Order::of_priority(priority),
-        answer: None,
-        subjects: vec![PodSelection::default()],
-        ingress: None,
-        egress: None,
-        faults: Vec::new(),
-        unevaluated: std::collections::BTreeSet::new(),
-    }
+    TieredPolicy::new(
+        PolicyKind::ClusterNetworkPolicy,
+        name,
+        tier,
+        Order::of_priority(priority),
+    )
 }
 
 fn rule(action: Action, ports: Option<Vec<PortMatch>>) -> TieredRule {

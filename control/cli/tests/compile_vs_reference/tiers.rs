@@ -6,8 +6,7 @@ use std::sync::Arc;
 use ringwall_evaluate::{Cause, Service};
 use ringwall_policy::{
     Action, Cluster, Conditions, KUBE_ADMIN, KUBE_BASELINE, NAMESPACE_NAME_LABEL, NetworkPolicy, Object,
-    ObjectKey, Order, Peer, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy,
-    TieredRule,
+    ObjectKey, Order, Peer, PolicyId, PolicyKind, PortMatch, Protocol, Selector, TieredPolicy, TieredRule,
 };
 
 use crate::{
@@ -200,20 +199,14 @@ impl World {
         egress: &[TieredRule],
     ) -> Self {
         let policy = TieredPolicy {
-            id: PolicyId {
-                kind: PolicyKind::ClusterNetworkPolicy,
-                namespace: String::new(),
-                name: name.to_owned(),
-            },
-            uid: String::new(),
-            tier: tier.to_owned(),
-            order: Order::of_priority(priority),
-            answer: None,
-            subjects: vec![PodSelection::default()],
             ingress: (!ingress.is_empty()).then(|| ingress.to_vec()),
             egress: (!egress.is_empty()).then(|| egress.to_vec()),
-            faults: Vec::new(),
-            unevaluated: std::collections::BTreeSet::new(),
+            ..TieredPolicy::new(
+                PolicyKind::ClusterNetworkPolicy,
+                name,
+                tier,
+                Order::of_priority(priority),
+            )
         };
         self.0.tiered.insert(policy.id.clone(), Arc::new(policy));
         self

@@ -9,8 +9,7 @@ use ringwall_analyse::explain::{
 };
 use ringwall_policy::{
     Action, Cluster, Conditions, DEFAULT_TIER, KUBE_ADMIN, KUBE_BASELINE, NetworkPolicy, Object, ObjectKey,
-    Order, Peer, Pod, PodSelection, PolicyId, PolicyKind, PortMatch, Protocol, Selector, Tier, TierDefault,
-    TieredPolicy, TieredRule,
+    Order, Peer, Pod, PolicyKind, PortMatch, Protocol, Selector, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 
 fn key(name: &str) -> ObjectKey {
@@ -58,20 +57,13 @@ fn rule(action: Action, peers: Option<Vec<Peer>>, port: Option<u16>) -> TieredRu
 
 fn with(mut cluster: Cluster, tier: &str, name: &str, ingress: &[TieredRule]) -> Cluster {
     let policy = TieredPolicy {
-        id: PolicyId {
-            kind: PolicyKind::ClusterNetworkPolicy,
-            namespace: String::new(),
-            name: name.to_owned(),
-        },
-        uid: String::new(),
-        tier: tier.to_owned(),
-        order: Order::of_priority(5),
-        answer: None,
-        subjects: vec![PodSelection::default()],
         ingress: (!ingress.is_empty()).then(|| ingress.to_vec()),
-        egress: None,
-        faults: Vec::new(),
-        unevaluated: Default::default(),
+        ..TieredPolicy::new(
+            PolicyKind::ClusterNetworkPolicy,
+            name,
+            tier,
+            Order::of_priority(5),
+        )
     };
     cluster.tiered.insert(policy.id.clone(), Arc::new(policy));
     cluster

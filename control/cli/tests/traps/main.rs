@@ -9,13 +9,7 @@
 
 mod orders;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    net::IpAddr,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, net::IpAddr, path::Path, sync::Arc};
 
 use ringwall_compile::{EpochKey, compile};
 use ringwall_dataplane::{
@@ -25,8 +19,8 @@ use ringwall_dataplane::{
 };
 use ringwall_evaluate::{End, Identity, identify, judge};
 use ringwall_policy::{
-    Action, Cluster, Conditions, NAMESPACE_NAME_LABEL, Operator, Order, Peer, Pod, PodSelection, PolicyId,
-    PolicyKind, Requirement, Selector, Settings, Tier, TierDefault, TieredPolicy, TieredRule,
+    Action, Cluster, Conditions, NAMESPACE_NAME_LABEL, Operator, Order, Peer, Pod, PodSelection, PolicyKind,
+    Requirement, Selector, Settings, Tier, TierDefault, TieredPolicy, TieredRule,
 };
 use ringwall_prove::Checker;
 use ringwall_replay::replay::{Replay, Verdict};
@@ -123,14 +117,6 @@ fn mutated(cluster: &Cluster, packet: &Packet) -> Cluster {
         }]
     };
     let policy = |name: &str, pod: Pod, ingress, egress| TieredPolicy {
-        id: PolicyId {
-            kind: PolicyKind::GlobalNetworkPolicy,
-            namespace: String::new(),
-            name: name.to_owned(),
-        },
-        uid: String::new(),
-        tier: first.name.clone(),
-        order: Order::LAST,
         subjects: vec![PodSelection {
             namespaces: having([(NAMESPACE_NAME_LABEL, pod.key.namespace.as_str())]),
             pods: having(
@@ -139,11 +125,9 @@ fn mutated(cluster: &Cluster, packet: &Packet) -> Cluster {
                     .map(|(key, value)| (key.as_str(), value.as_str())),
             ),
         }],
-        answer: None,
         ingress,
         egress,
-        faults: Vec::new(),
-        unevaluated: BTreeSet::new(),
+        ..TieredPolicy::new(PolicyKind::GlobalNetworkPolicy, name, &first.name, Order::LAST)
     };
     let policies = [
         dst.map(|pod| policy("into", pod, Some(rule(packet.src.address)), None)),

@@ -844,7 +844,6 @@ fn workers_agree_about_tunnels() {
     }
 }
 
-/// A router between nodes forwards the tunnel packet: its routes, TTL and MTU are the outer packet's.
 /// A router whose two ports lead to a node each.
 fn router(family: usize, neighbours: &[usize]) -> ForwardingBuilder {
     let mut builder = ForwardingBuilder::new();
@@ -920,6 +919,7 @@ fn a_router_forwards_what_the_ends_of_a_tunnel_find_each_other_by() {
     }
 }
 
+/// A router between nodes forwards the tunnel packet: its routes, TTL and MTU are the outer packet's.
 #[test]
 fn a_router_routes_the_outer_packet() {
     for family in [0, 1] {

@@ -242,17 +242,7 @@ fn a_valid_policy_of_each_kind_is_lowered() {
             assert_eq!(decoded.label, format!("{} {name}", id.name()));
             assert_eq!((decoded.notes, decoded.unevaluated), (vec![], vec![]));
             let wanted = TieredPolicy {
-                id: PolicyId {
-                    kind: id,
-                    namespace: String::new(),
-                    name: name.to_owned(),
-                },
                 uid: "u".to_owned(),
-                tier: tier.to_owned(),
-                order: Order::of_priority(priority),
-                answer: None,
-                subjects: vec![PodSelection::default()],
-                ingress: None,
                 egress: Some(vec![
                     TieredRule {
                         continues: false,
@@ -273,8 +263,7 @@ fn a_valid_policy_of_each_kind_is_lowered() {
                         conditions: Conditions::NONE,
                     },
                 ]),
-                faults: Vec::new(),
-                unevaluated: BTreeSet::new(),
+                ..TieredPolicy::new(id, name, tier, Order::of_priority(priority))
             };
             assert_eq!(decoded.object, Object::Tiered(wanted));
         }
