@@ -42,7 +42,8 @@ test: packages
 .PHONY: lab-vm
 lab-vm: build
 	@.ci/packages qemu-system-x86:qemu-system-x86_64 busybox-static:busybox kmod xz-utils:xz python3
-	@.ci/as-root bench/lab/vm.py --binary "$${CARGO_TARGET_DIR:-target}/debug/ringwall"
+	@cargo test --locked --no-run -p ringwall-testbed --test kernel_tunnels
+	@.ci/as-root bench/lab/vm.py --binary "$${CARGO_TARGET_DIR:-target}/debug/ringwall" --test kernel_tunnels
 
 .PHONY: fuzz
 fuzz: packages

@@ -279,7 +279,7 @@ def main():
     )
     parser.add_argument("--tests-only", action="store_true", help="run the tests and send nothing")
     parser.add_argument("--out", type=pathlib.Path, default=REPOSITORY / "target/lab-vm", help="where kernels and results lie")
-    parser.add_argument("--minutes", type=int, default=20, help="the most that one kernel may take (default: %(default)s)")
+    parser.add_argument("--minutes", type=int, default=40, help="the most that one kernel may take (default: %(default)s)")
     parser.add_argument("-o", "--output", choices=["human", "json"], default="human")
     options = parser.parse_args()
     options.out = options.out.resolve()
