@@ -6,7 +6,8 @@ use std::{
     collections::BTreeMap,
     fs,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use ringwall_testbed::preflight::runs_here;
@@ -133,6 +134,55 @@ fn without_btf_the_rows_of_a_node_say_so() {
     );
     let report = fs::read_to_string(folder.path().join("REPORT.md")).unwrap();
     assert_eq!(report.matches("CONFIG_DEBUG_INFO_BTF").count(), 6, "{report}");
+}
+
+/// Processes and folders that belong to the bed of a benchmark.
+fn of_bed(bench: u32) -> Vec<String> {
+    let bed = format!("/tmp/ringwall-bed.{bench}.");
+    let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let command = fs::read(entry.path().join("cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        // The one that removes the folder names it, too.
+        (command.contains(&bed) && !command.starts_with("sh -c read")).then_some(command)
+    });
+    let folders = fs::read_dir("/tmp").unwrap().flatten();
+    let folders = folders.map(|entry| entry.path().to_string_lossy().into_owned());
+    processes
+        .chain(folders.filter(|path| path.starts_with(&bed)))
+        .collect()
+}
+
+/// Waits for half a minute at most; what there was last.
+fn wait_for(bench: u32, enough: impl Fn(&[String]) -> bool) -> Vec<String> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let found = of_bed(bench);
+        if enough(&found) || Instant::now() > end {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Needs `ringwall` and the example `l2fwd` beside the benchmarks: `cargo build -p ringwall -p ringwall-xsk --bins --examples`.
+#[test]
+fn a_benchmark_that_is_killed_leaves_no_process_and_no_folder() {
+    let Some(_alone) = runs_here("a killed benchmark") else {
+        return;
+    };
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_ringwall-bench"))
+        .args(["veth", "--rounds", "1", "--seconds", "60", "--even-if-busy"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The folder, the supervisor, control and the dataplane.
+    let found = wait_for(bench.id(), |found| found.len() >= 4);
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    assert!(found.len() >= 4, "the firewall was not started: {found:?}");
+    let left = wait_for(bench.id(), <[String]>::is_empty);
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
