@@ -46,6 +46,8 @@ pub struct Options {
     pub cluster: String,
     /// More lines of the configuration.
     pub more: String,
+    /// `RUST_LOG`, where it is not the test's own.
+    pub log: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -59,6 +61,7 @@ impl Default for Options {
             source: None,
             cluster: String::new(),
             more: String::new(),
+            log: None,
         }
     }
 }
@@ -201,7 +204,7 @@ impl Appliance {
         if !objects.is_empty() {
             write(&bed.manifests().join("bed.yaml"), &manifests::file(objects))?;
         }
-        Self::launch_with(bed, binary, &config)
+        Self::launch_logging(bed, binary, &config, options.log)
     }
 
     /// As [`Self::launch`], with a configuration file that is there.
@@ -209,12 +212,19 @@ impl Appliance {
     /// # Errors
     /// The program cannot be started.
     pub fn launch_with(bed: &Bed, binary: &Path, config: &Path) -> Result<Self> {
+        Self::launch_logging(bed, binary, config, None)
+    }
+
+    fn launch_logging(bed: &Bed, binary: &Path, config: &Path, log: Option<&str>) -> Result<Self> {
         let mut command = Command::new(binary);
         command
             .arg("run")
             .arg("--config")
             .arg(config)
             .env("NO_COLOR", "1");
+        if let Some(level) = log {
+            command.env("RUST_LOG", level);
+        }
         let mut child = bed.gateway.spawn(command)?;
         let log = Arc::new(Mutex::new(String::new()));
         let streams = [

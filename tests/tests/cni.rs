@@ -2,23 +2,26 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use ringwall_testbed::{
-    appliance::{Appliance, Options, Signal, built_binary},
+    appliance::{Appliance, Options, PATIENCE, Signal, built_binary},
     manifests::{Pod, labels},
     netns::Netns,
     preflight::runs_here,
     probe::{Service, attempt},
     serve::Servers,
-    topology::{Bed, Role},
+    topology::{Bed, EXTERNAL, EXTERNAL_V6, Role},
     world::World,
 };
 use serde_json::{Value, json};
@@ -166,9 +169,13 @@ impl<'a> Runtime<'a> {
 
     /// As a kubelet does, which tries until it works.
     fn pod_at_last(&self, name: &str) -> RunningPod {
-        let until = Instant::now() + Duration::from_secs(30);
+        self.pod_at_last_in(name, &Arc::new(Netns::new(name).unwrap()))
+    }
+
+    fn pod_at_last_in(&self, name: &str, namespace: &Arc<Netns>) -> RunningPod {
+        let until = Instant::now() + PATIENCE;
         loop {
-            match self.pod(name) {
+            match self.pod_in(name, namespace.clone()) {
                 Ok(pod) => return pod,
                 Err(error) => assert!(Instant::now() < until, "{name} never starts: {error}"),
             }
@@ -196,7 +203,11 @@ impl<'a> Runtime<'a> {
 
     /// Makes a pod that runs, with a server. One that cannot start is deleted, as runtimes do.
     fn pod(&self, name: &str) -> Result<RunningPod, String> {
-        let namespace = Arc::new(Netns::new(name).unwrap());
+        self.pod_in(name, Arc::new(Netns::new(name).unwrap()))
+    }
+
+    /// The same, in a namespace that is there.
+    fn pod_in(&self, name: &str, namespace: Arc<Netns>) -> Result<RunningPod, String> {
         let result = match self.add(name, &namespace) {
             Ok(result) => result,
             Err(error) => {
@@ -478,37 +489,106 @@ fn held_pods_are_known_to_policies_from_their_first_packet() {
     assert!(runtime.check(&late));
 }
 
+/// Where pods send to: the external client, by family.
+fn sinks() -> [(&'static str, SocketAddr); 2] {
+    [
+        ("IPv4", (EXTERNAL.to_ipv6_mapped(), 5555).into()),
+        ("IPv6", (EXTERNAL_V6, 5555).into()),
+    ]
+}
+
+/// Sends from a pod's namespace, from before there is an interface until it is told to stop. Answers how many datagrams of each
+/// family the kernel took.
+fn send_until(name: &str, namespace: &Netns, stop: &AtomicBool) -> [u32; 2] {
+    let socket = namespace.run(|| UdpSocket::bind("[::]:0")).unwrap().unwrap();
+    let mut sent = [0; 2];
+    while !stop.load(Ordering::Relaxed) {
+        for (count, (family, to)) in sent.iter_mut().zip(sinks()) {
+            let datagram = format!("early {family} {name}");
+            *count += u32::from(socket.send_to(datagram.as_bytes(), to).is_ok());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    sent
+}
+
+/// How long the daemon took to guard each pod, shortest first, by its log.
+fn attach_times(log: &str) -> Vec<Duration> {
+    let micros = log
+        .lines()
+        .filter(|line| line.contains("request=Add(") && line.contains("reply=Done"))
+        .map(|line| {
+            let (_, rest) = line.split_once("micros=").unwrap();
+            rest.split(|c: char| !c.is_ascii_digit())
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap()
+        });
+    let mut times: Vec<Duration> = micros.map(Duration::from_micros).collect();
+    times.sort_unstable();
+    times
+}
+
 #[test]
-fn pods_that_start_at_once_are_all_guarded_with_their_own_addresses() {
+fn pods_that_start_at_once_are_all_guarded_before_their_first_packet() {
     let Some(_alone) = runs_here("many pods by CNI plugins") else {
         return;
     };
     const PODS: usize = 12;
     let bed = Bed::new(Role::Node, &[], 1).unwrap();
-    let world = World::of(&bed);
+    let mut world = World::of(&bed);
+    world.namespaces.insert("shop".to_owned(), labels([]));
     let options = Options {
         more: "podStart: attach\n".to_owned(),
         source: Some(format!(
             "{{manifests: {}, allowNoPods: true}}",
             bed.manifests().display()
         )),
+        log: Some("warn,ringwall=info,ringwall_appliance::node::cni=debug"),
         ..Options::default()
     };
     let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
     let runtime = Runtime::new(&bed, &networks()[1]);
     runtime.install(&firewall);
-    let pods: Vec<RunningPod> = std::thread::scope(|scope| {
-        let starting: Vec<_> = (0..PODS)
-            .map(|number| {
-                let runtime = &runtime;
-                scope.spawn(move || runtime.pod(&format!("pod-{number}")))
-            })
+    let sink = bed
+        .external
+        .ns
+        .run(|| UdpSocket::bind("[::]:5555"))
+        .unwrap()
+        .unwrap();
+    let arrived = || {
+        let mut bytes = [0; 100];
+        let length = sink.recv(&mut bytes).ok()?;
+        Some(String::from_utf8(bytes[..length].to_vec()).unwrap())
+    };
+    let namespaces: Vec<(String, Arc<Netns>)> = (0..PODS)
+        .map(|number| format!("pod-{number}"))
+        .map(|name| (name.clone(), Arc::new(Netns::new(&name).unwrap())))
+        .collect();
+
+    // Each sends while its interface is made. Nobody knows the pods yet: what is judged drops.
+    let stop = AtomicBool::new(false);
+    let (pods, sent) = std::thread::scope(|scope| {
+        let senders: Vec<_> = namespaces
+            .iter()
+            .map(|(name, namespace)| scope.spawn(|| send_until(name, namespace, &stop)))
             .collect();
-        starting
-            .into_iter()
-            .map(|starting| starting.join().unwrap().unwrap())
-            .collect()
+        let starting: Vec<_> = namespaces
+            .iter()
+            .map(|(name, namespace)| scope.spawn(|| runtime.pod_at_last_in(name, namespace)))
+            .collect();
+        let pods: Vec<_> = starting.into_iter().map(|starting| starting.join()).collect();
+        std::thread::sleep(Duration::from_millis(50)); // a few datagrams more of the last ones
+        stop.store(true, Ordering::Relaxed);
+        let sent: Vec<[u32; 2]> = senders.into_iter().map(|sender| sender.join().unwrap()).collect();
+        let pods: Vec<RunningPod> = pods.into_iter().map(|pod| pod.unwrap()).collect();
+        (pods, sent)
     });
+    assert!(
+        sent.iter().flatten().all(|count| *count > 0),
+        "some sent nothing: {sent:?}"
+    );
     let status = firewall.status().unwrap();
     let interfaces = status["dataplane"]["node"]["interfaces"].as_array().unwrap();
     let mut guarded: Vec<&str> = interfaces
@@ -525,4 +605,44 @@ fn pods_that_start_at_once_are_all_guarded_with_their_own_addresses() {
         .collect();
     wanted.sort_unstable();
     assert_eq!(guarded, wanted);
+
+    sink.set_nonblocking(true).unwrap();
+    assert_eq!(
+        arrived(),
+        None,
+        "a pod's datagram arrived before the pod was known"
+    );
+    sink.set_nonblocking(false).unwrap();
+
+    // Known, and without a policy: each family of each arrives.
+    for pod in &pods {
+        world.pods.insert(format!("shop/{}", pod.name), pod.object());
+    }
+    world.apply(&firewall).unwrap();
+    let mut missing: BTreeSet<String> = BTreeSet::new();
+    for pod in &pods {
+        let socket = pod.namespace.run(|| UdpSocket::bind("[::]:0")).unwrap().unwrap();
+        for (family, to) in sinks() {
+            let datagram = format!("known {family} {}", pod.name);
+            socket.send_to(datagram.as_bytes(), to).unwrap();
+            missing.insert(datagram);
+        }
+    }
+    sink.set_read_timeout(Some(PATIENCE)).unwrap();
+    while !missing.is_empty() {
+        let datagram = arrived().unwrap_or_else(|| panic!("{missing:?} did not arrive"));
+        // What waited for a neighbour since before is judged as all else.
+        assert!(
+            missing.remove(&datagram) || datagram.starts_with("early"),
+            "{datagram}"
+        );
+    }
+
+    let times = attach_times(&firewall.log());
+    assert_eq!(times.len(), PODS);
+    println!(
+        "{PODS} pods at once: guarded within {:?} each (median), at most {:?}",
+        times[PODS / 2],
+        times[PODS - 1]
+    );
 }

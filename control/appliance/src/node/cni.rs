@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -73,8 +73,10 @@ fn answer(mut stream: &UnixStream, node: &NodeGuard) -> io::Result<()> {
     BufReader::new(stream.take(LONGEST_CNI_LINE)).read_line(&mut line)?;
     let reply = match serde_json::from_str(&line) {
         Ok(request) => {
+            let begin = Instant::now();
             let reply = node.answer(&request);
-            tracing::debug!(?request, ?reply, "CNI");
+            let micros = begin.elapsed().as_micros();
+            tracing::debug!(?request, ?reply, micros, "CNI");
             reply
         }
         Err(error) => CniReply::Refused(format!("the question cannot be read: {error}")),
