@@ -105,7 +105,7 @@ fn between_pods(pods: usize, time: Duration) -> anyhow::Result<Reading> {
     let (sender, receiver) = (&bed.pods[0], &bed.pods[1]);
     let gateway = bed.gateway.run(|| mac(&sender.port))??;
     let [a, b, c, d, e, f] = receiver.ns.run(|| mac("eth0"))??;
-    // The sink answers nobody who asks for the receiver's address.
+    // The sink answers no request for the receiver's address.
     bed.gateway.ip(&[format!(
         "neigh replace {} lladdr {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} dev {} nud permanent",
         receiver.v4, receiver.port

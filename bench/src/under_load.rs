@@ -178,7 +178,7 @@ fn write(wire: &Wire, port: u16) -> anyhow::Result<()> {
 }
 
 /// How many connections are held at once, and what they take of memory. They are TCP connections, opened and not closed,
-/// since of flows that nobody has answered only a share of the table is let in.
+/// since unanswered flows get only a share of the table.
 fn capacity(options: &Options, recorder: &mut Recorder) -> anyhow::Result<()> {
     /// Connections that open at the same time.
     const OPENING: u32 = 1000;

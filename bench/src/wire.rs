@@ -294,8 +294,8 @@ impl LoadedWire<'_> {
         })
     }
 
-    /// Lets each flow of datagrams be answered once, if a firewall forwards them, so that it holds all of them: of flows that nobody has
-    /// answered it lets a share of its table in, and judges the packets of the others each time.
+    /// Lets each flow of datagrams be answered once, if a firewall forwards them, so that it holds all of them: unanswered
+    /// flows get a share of its table, and the packets of the others are judged each time.
     ///
     /// # Errors
     /// The kernel refuses, or some flows are not held after all attempts: then the row would not be of so many.

@@ -567,7 +567,7 @@ fn pods_that_start_at_once_are_all_guarded_before_their_first_packet() {
         .map(|name| (name.clone(), Arc::new(Netns::new(&name).unwrap())))
         .collect();
 
-    // Each sends while its interface is made. Nobody knows the pods yet: what is judged drops.
+    // Each sends while its interface is made. The pods are not known yet: what is judged drops.
     let stop = AtomicBool::new(false);
     let (pods, sent) = std::thread::scope(|scope| {
         let senders: Vec<_> = namespaces

@@ -74,7 +74,7 @@ impl<'a> Cluster<'a> {
             |name: &str| std::env::var_os(name).unwrap_or_else(|| panic!("{name} does not name a program"));
         let folder = |name: &str| bed.folder().join(name).display().to_string();
         let start = |mut command: Command, log: &str| {
-            // Its words would fill a pipe that nobody reads.
+            // Its words would fill a pipe that is not read.
             let arguments: Vec<String> = std::iter::once(command.get_program())
                 .chain(command.get_args())
                 .map(|part| format!("'{}'", part.to_string_lossy()))

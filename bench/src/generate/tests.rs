@@ -330,7 +330,7 @@ fn datagrams_that_ask_for_it_come_back_as_they_are() {
                     .unwrap();
             })
         };
-        assert_eq!(send(0, false).len(), 0, "{line}: nobody asked");
+        assert_eq!(send(0, false).len(), 0, "{line}: no answer was asked for");
         let back: Vec<Seen> = send(20, true).iter().map(|frame| read(frame)).collect();
         assert_eq!(back.len(), 20, "{line}");
         for (sent, back) in sent.iter().zip(&back) {

@@ -59,7 +59,7 @@ impl<'c> Surveyor<'c> {
             let (sender, survey) = mpsc::channel();
             let pods = cluster.clone();
             let work = move || {
-                // Where nobody waits for it any more, the compile was refused.
+                // Where it is not waited for any more, the compile was refused.
                 match sender.send(Survey::of(&pods)) {
                     Ok(()) => pods.pods.values().map(|pod| PodHashes::of(pod)).collect(),
                     Err(_) => Vec::new(),
