@@ -486,11 +486,17 @@ fn every_packet_that_a_program_sees_moves_one_counter() {
             // Let the workers answer now and then.
             let asked = rig.count(Outcome::JudgeAsked) as usize;
             wait_until(|| rig.asks().len() >= asked, || describe(&rig.counters()));
-            // What was answered meanwhile is remembered where it left.
-            for to in [B4, UPLINK4, OUTSIDE4] {
-                a.send_to(b"x", (to, port)).unwrap();
-            }
         }
+        // A denial is remembered where the flow left, once the answer has come.
+        wait_until(
+            || {
+                for port in 6000..6040 {
+                    a.send_to(b"x", (OUTSIDE4, port)).unwrap();
+                }
+                rig.count(Outcome::PodDenied) > 0
+            },
+            || describe(&rig.counters()),
+        );
         for hook in [Hook::FromPod, Hook::Exit, Hook::FromNet, Hook::Back, Hook::Judge] {
             let program = match hook {
                 Hook::FromPod => Program::FromPod,

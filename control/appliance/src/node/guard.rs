@@ -484,7 +484,12 @@ impl NodeGuard {
             let patience = if settling { SETTLING_LOOK } else { HEARTBEAT };
             match stream.wait(patience) {
                 Ok(KernelChange::Messages(messages)) if messages.is_empty() && !settling => {}
-                Ok(_) => self.look_again(),
+                Ok(_) => {
+                    let begin = Instant::now();
+                    self.look_again();
+                    // Where pods come faster than looks end, the lock would never be free for those that the CNI plugin waits for.
+                    std::thread::sleep(begin.elapsed().min(HEARTBEAT));
+                }
                 Err(error) => {
                     self.note(
                         "netlink",
@@ -509,48 +514,86 @@ impl NodeGuard {
         }
     }
 
-    /// Answers the CNI plugin.
-    pub fn answer(&self, request: &CniRequest) -> CniReply {
-        let held = self.held && matches!(request, CniRequest::Add(_) | CniRequest::Status);
-        let done = match request {
-            CniRequest::Add(attachment) => self.attach_pod(attachment),
-            CniRequest::Check(attachment) => self.check_pod(attachment),
-            CniRequest::Delete { container } => {
-                let known = locked(&self.containers).remove(container);
-                if let Some(index) = known {
-                    locked(&self.inventory).release(index);
-                    self.look_again();
-                }
-                Ok(())
-            }
-            CniRequest::Collect { containers } => {
-                self.release_all_but(containers);
-                Ok(())
-            }
-            CniRequest::Status => Ok(()),
-        };
-        match done {
-            Ok(()) if held => CniReply::AwaitSnapshot,
-            Ok(()) => CniReply::Done,
-            Err(reason) => CniReply::Refused(reason),
-        }
+    /// Answers questions of the CNI plugin, in order.
+    pub fn answer(&self, requests: &[CniRequest]) -> Vec<CniReply> {
+        let is_start = |request: &CniRequest| matches!(request, CniRequest::Add(_));
+        let groups = requests.chunk_by(|one, next| is_start(one) && is_start(next));
+        groups.flat_map(|group| self.answer_group(group)).collect()
     }
 
-    /// Guards a pod's interface before its first process starts, with the addresses that it was given.
-    fn attach_pod(&self, attachment: &Attachment) -> Result<(), String> {
+    /// Answers starts, or one question of another kind.
+    fn answer_group(&self, group: &[CniRequest]) -> Vec<CniReply> {
+        let attachments: Vec<&Attachment> = group
+            .iter()
+            .filter_map(|request| match request {
+                CniRequest::Add(attachment) => Some(attachment),
+                _ => None,
+            })
+            .collect();
+        let mut started = self.attach_pods(&attachments).into_iter();
+        let reply = |request: &CniRequest| {
+            let held = self.held && matches!(request, CniRequest::Add(_) | CniRequest::Status);
+            let done = match request {
+                CniRequest::Add(_) => started
+                    .next()
+                    .unwrap_or_else(|| Err("it was not looked at".to_owned())),
+                CniRequest::Check(attachment) => self.check_pod(attachment),
+                CniRequest::Delete { container } => {
+                    let known = locked(&self.containers).remove(container);
+                    if let Some(index) = known {
+                        locked(&self.inventory).release(index);
+                        self.look_again();
+                    }
+                    Ok(())
+                }
+                CniRequest::Collect { containers } => {
+                    self.release_all_but(containers);
+                    Ok(())
+                }
+                CniRequest::Status => Ok(()),
+            };
+            match done {
+                Ok(()) if held => CniReply::AwaitSnapshot,
+                Ok(()) => CniReply::Done,
+                Err(reason) => CniReply::Refused(reason),
+            }
+        };
+        group.iter().map(reply).collect()
+    }
+
+    /// Guards pods' interfaces before their first processes start, with the addresses that they were given.
+    fn attach_pods(&self, attachments: &[&Attachment]) -> Vec<Result<(), String>> {
+        if attachments.is_empty() {
+            return Vec::new();
+        }
         let refresh = || self.refresh().map_err(|error| format!("{error:#}"));
-        refresh()?;
-        let index = self.pods_interface(attachment)?;
-        locked(&self.inventory).assign(index, &attachment.addresses)?;
-        refresh()?;
-        let name = locked(&self.guarded)
-            .get(&index)
-            .map(|(interface, _)| interface.name.clone())
-            .unwrap_or_default();
-        locked(&self.containers)
-            .insert(&attachment.container, &name, index)
-            .map_err(|error| format!("whose interface {name} is cannot be kept: {error}"))?;
-        self.check_pod(attachment)
+        // What the plugins before made may be news.
+        if let Err(reason) = refresh() {
+            return vec![Err(reason); attachments.len()];
+        }
+        let assigned: Vec<Result<u32, String>> = attachments
+            .iter()
+            .map(|attachment| {
+                let index = self.pods_interface(attachment)?;
+                locked(&self.inventory).assign(index, &attachment.addresses)?;
+                Ok(index)
+            })
+            .collect();
+        if let Err(reason) = refresh() {
+            return vec![Err(reason); attachments.len()];
+        }
+        let keep = |(attachment, index): (&&Attachment, Result<u32, String>)| {
+            let index = index?;
+            let name = locked(&self.guarded)
+                .get(&index)
+                .map(|(interface, _)| interface.name.clone())
+                .unwrap_or_default();
+            locked(&self.containers)
+                .insert(&attachment.container, &name, index)
+                .map_err(|error| format!("whose interface {name} is cannot be kept: {error}"))?;
+            self.check_pod(attachment)
+        };
+        attachments.iter().zip(assigned).map(keep).collect()
     }
 
     /// Releases what a runtime has lost without ending it.
