@@ -7,18 +7,21 @@
 //! * [`ask`] the header in front of such a packet, and the answer.
 //! * [`cache`] the layout of the flow cache, and its writer.
 //! * [`epochs`] which cached decisions end with a snapshot. [`renewal`] which of these go on.
+//! * [`owners`] which pods had an address before.
 //!
 //! Integers are in native byte order unless said otherwise. The same layouts are in `bpf/src/c/node.h`.
 
 pub mod ask;
 pub mod cache;
 pub mod epochs;
+pub mod owners;
 pub mod renewal;
 
 use std::sync::Arc;
 
 use ask::Nonce;
 use cache::FlowCache;
+use owners::AddressOwners;
 
 /// What the workers of a node need besides the dataplane's other configuration.
 #[derive(Clone, Debug)]
@@ -27,4 +30,6 @@ pub struct NodeConfig {
     pub nonce: Nonce,
     /// Where decisions go.
     pub cache: Arc<FlowCache>,
+    /// Who had the addresses of this node's pods.
+    pub owners: Arc<AddressOwners>,
 }

@@ -174,12 +174,22 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             zone,
         };
         let lookup = self.look_up_ask(&asked);
-        let verdict = self.judge_ask(&asked, lookup);
+        let of_earlier_pod = match (&lookup, self.snapshot) {
+            (Lookup::Miss, Some(snapshot)) if self.may_answer_earlier_pod(snapshot, &asked) => Some(snapshot),
+            _ => None,
+        };
+        let verdict = match of_earlier_pod {
+            Some(snapshot) => self.judge_backwards(snapshot, &asked),
+            None => self.judge_ask(&asked, lookup),
+        };
         let (update, allowed) = match &verdict {
             Ok(update) => (update, true),
             Err(denial) => {
                 if !self.record_denial(&frame, packet, port, denial) {
-                    self.cache_denial(&asked, denial);
+                    // The pod may begin a flow with the same tuple itself.
+                    if of_earlier_pod.is_none() {
+                        self.cache_denial(&asked, denial);
+                    }
                     self.answer_asked_denial(&mut frame, &asked, denial);
                     self.discard(frame, denial.reason);
                     return;
@@ -404,7 +414,20 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         self.decide_ends(snapshot, &key, l4, [&src, &dst], asked.ask.local_ends())
     }
 
-    /// Judges the begin of an association in its own direction. It makes no entry.
+    /// Whether what the packet answers may have been begun by a pod that had the address before. No entry knows it, and connection
+    /// tracking knows addresses alone.
+    fn may_answer_earlier_pod(&self, snapshot: &Snapshot, asked: &Asked<'_>) -> bool {
+        let Some(node) = &self.shared.config.node else {
+            return false;
+        };
+        let began = asked.key().reversed().src;
+        asked.ask.tracking == Tracking::Tracked(FlowDirection::Reply)
+            && asked.ask.local_ends().src
+            && node.owners.had_another(began, snapshot.identify(began).epoch)
+    }
+
+    /// Judges a packet in its own direction although connection tracking takes it for an answer: it begins an association, or
+    /// answers an earlier pod. It makes no entry.
     fn judge_backwards(&self, snapshot: &Snapshot, asked: &Asked<'_>) -> Result<FlowUpdate, Denial> {
         let key = asked.key();
         if !self.shared.config.failsafe.admits(&key) {

@@ -24,6 +24,7 @@ use ringwall_dataplane::{
         self,
         ask::Nonce,
         cache::{CacheError, CacheMaps, FlowCache, MappedMemory},
+        owners::AddressOwners,
         renewal::end_decisions,
     },
     stats::StatsReader,
@@ -75,6 +76,8 @@ pub struct NodeGuard {
     pair: AskPair,
     nonce: Nonce,
     cache: Arc<FlowCache>,
+    /// Who had the addresses of pods.
+    owners: Arc<AddressOwners>,
     memory: Arc<NodeMemory>,
     /// Whether new pods have the addresses that the CNI plugin names, and no others.
     only_assigned: bool,
@@ -148,6 +151,7 @@ impl NodeGuard {
             pair,
             nonce,
             cache,
+            owners: Arc::default(),
             memory,
             only_assigned: config.pod_start != PodStart::Off,
             held: config.pod_start == PodStart::Hold,
@@ -178,6 +182,7 @@ impl NodeGuard {
         node::NodeConfig {
             nonce: self.nonce,
             cache: Arc::clone(&self.cache),
+            owners: Arc::clone(&self.owners),
         }
     }
 
@@ -448,10 +453,16 @@ impl NodeGuard {
         alarms
     }
 
-    /// Has flows whose ends changed asked about again, whenever every worker decides by a new snapshot.
+    /// Notes which pods have addresses, and has flows whose ends changed asked about again, whenever every worker decides by a new snapshot.
     pub fn follow(self: &Arc<Self>, publication: &SnapshotServer) {
         let cache = Arc::clone(&self.cache);
+        let node = Arc::clone(self);
         publication.after_adoption(Box::new(move |before: Option<&Snapshot>, now: &Snapshot| {
+            let addresses = node.pod_addresses();
+            for snapshot in before.into_iter().chain([now]) {
+                node.owners
+                    .note(snapshot, addresses.iter().map(|address| (*address).into()));
+            }
             let done = end_decisions(&cache, now, before);
             tracing::debug!(renewed = done.renewed, ended = done.ended, "cached decisions");
         }));

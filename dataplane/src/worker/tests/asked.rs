@@ -12,6 +12,7 @@ use crate::{
         ask::{self, AskHeader, Nonce, Tracking, Tuple, VERSION, flag},
         cache::{CacheHash, CacheIndex, FlowCache, action},
         epochs::{SlotSet, slot_of_end},
+        owners::AddressOwners,
         renewal::end_decisions,
     },
     wire::{FlowKey, build::Template, checksum},
@@ -161,6 +162,7 @@ fn is_sctp_init(frame: &[u8]) -> bool {
 pub(super) struct Node {
     pub(super) bed: Bed,
     pub(super) cache: Arc<FlowCache>,
+    owners: Arc<AddressOwners>,
     /// Packets that the kernel dropped or let through without asking.
     by_cache: u64,
 }
@@ -190,8 +192,10 @@ impl Node {
     }
 
     fn over(config: DataplaneConfig, memory: FlowMemory, cache: Arc<FlowCache>, now: Nanos) -> Self {
+        let owners = Arc::new(AddressOwners::default());
         let config = DataplaneConfig {
             node: Some(NodeConfig {
+                owners: Arc::clone(&owners),
                 nonce: NONCE,
                 cache: Arc::clone(&cache),
             }),
@@ -204,6 +208,7 @@ impl Node {
         Self {
             bed,
             cache,
+            owners,
             by_cache: 0,
         }
     }
@@ -531,6 +536,39 @@ fn a_change_cuts_what_it_denies_and_nothing_else() {
         let names = |flows: Vec<FlowRecord>| flows.into_iter().map(|flow| flow.id).collect::<Vec<_>>();
         assert_eq!(names(node.bed.flows()), names(before));
         assert_eq!(node.bed.count(|worker| worker.rejudged.get()), 1);
+    }
+}
+
+/// Connection tracking knows addresses, and outlives pods.
+#[test]
+fn what_answers_an_earlier_pod_is_no_answer_to_the_pod_that_has_its_address() {
+    for family in [0, 1] {
+        let mut node = Node::new();
+        let (before, after) = (
+            World::new(1),
+            World {
+                web_epoch: 1 << 40,
+                ..World::new(2)
+            },
+        );
+        let web = at(WEB, family);
+        node.owners.note(&before.snapshot(), [web]);
+        let early = Connection::direct(17, (web, 40_000), (at(OUTSIDER, family), 53));
+        assert_eq!(node.udp(&early, false), Answered);
+        assert_eq!(node.udp(&early, true), Passed);
+        node.publish(before, after);
+        // Before the adoption is noted, and after it. The denial is not remembered: see below.
+        let dropped = Dropped(DropReason::PolicyIngress);
+        assert_eq!(node.udp(&early, true), dropped);
+        node.owners.note(&after.snapshot(), []);
+        assert_eq!(node.udp(&early, true), dropped);
+        assert_eq!(node.udp(&early, true), dropped);
+        // What the pod begins itself is answered, from the same ports, too.
+        assert_eq!(node.udp(&early, false), Answered);
+        assert_eq!(node.udp(&early, true), Passed);
+        // An end that has its address since before is told what it asked for.
+        let known = Connection::direct(17, (at(CLIENT, family), 40_000), (at(OUTSIDER, family), 53));
+        assert_eq!(node.udp(&known, true), Answered);
     }
 }
 
