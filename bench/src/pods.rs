@@ -43,8 +43,6 @@ pub(crate) struct Options {
 /// Flows between the two pods that talk.
 const FLOWS: u32 = 1000;
 const PORT: u16 = 9;
-/// How long the load runs before the sink's counter counts.
-const WARM_UP: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut recorder = options.recording.recorder();
@@ -141,5 +139,5 @@ fn between_pods(pods: usize, time: Duration) -> anyhow::Result<Reading> {
         &appliance::Options::default(),
         &world.objects(),
     )?;
-    wire::flood(&generator, &sender.ns, "eth0", 0, WARM_UP, time)
+    wire::flood(&generator, &sender.ns, "eth0", 0, wire::WARM_UP, time)
 }

@@ -32,9 +32,6 @@ pub(crate) struct Options {
     pub(crate) recording: Recording,
 }
 
-/// How long the load runs before the sink's counter counts.
-const WARM_UP: Duration = Duration::from_secs(1);
-
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut recorder = options.recording.recorder();
     rows(options, &mut recorder)?;
@@ -63,7 +60,9 @@ pub(crate) fn rows(options: &Options, recorder: &mut Recorder) -> anyhow::Result
         let time = Duration::from_secs_f64(options.seconds);
         let measure = |forwarder: anyhow::Result<Forwarder>| {
             let forwarder = forwarder?;
-            let rate = load.opened(&forwarder).and_then(|()| load.flood(WARM_UP, time));
+            let rate = load
+                .opened(&forwarder)
+                .and_then(|()| load.flood(wire::WARM_UP, time));
             // Also after a failure: the next one needs the ports.
             let ended = forwarder.end();
             let rate = rate?;

@@ -42,6 +42,8 @@ const TCP_PORT: u16 = 80;
 const GENERATOR_CPU: usize = 0;
 /// Where the worker is.
 pub(crate) const WORKER_CPU: usize = 1;
+/// How long a flood runs before the sink's counter counts.
+pub(crate) const WARM_UP: Duration = Duration::from_secs(1);
 /// No measurement takes longer.
 const LONGEST_RUN: &str = "3600";
 /// Between two looks at a sink that may still count.

@@ -1,8 +1,8 @@
 //! Which pods had the addresses of this node: connection tracking outlives pods.
 //!
 //! An answer without an entry is judged as what it answers, since the kernel knows connections for longer than the flow table
-//! does. Once another pod has the address, what is answered may have been begun by the one before, and the pod that has it now has
-//! begun nothing (SEMANTICS 50).
+//! does. Once another pod has an end's address, what is answered may be a conversation of the one before, and the pod that has it
+//! now is no party of it (SEMANTICS 50).
 
 use std::{
     collections::HashMap,

@@ -414,16 +414,16 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
         self.decide_ends(snapshot, &key, l4, [&src, &dst], asked.ask.local_ends())
     }
 
-    /// Whether what the packet answers may have been begun by a pod that had the address before. No entry knows it, and connection
-    /// tracking knows addresses alone.
+    /// Whether what the packet answers may be of a pod that had an end's address before. No entry knows it, and connection tracking
+    /// knows addresses alone.
     fn may_answer_earlier_pod(&self, snapshot: &Snapshot, asked: &Asked<'_>) -> bool {
         let Some(node) = &self.shared.config.node else {
             return false;
         };
-        let began = asked.key().reversed().src;
+        let (original, local) = (asked.key().reversed(), asked.ask.local_ends());
+        let had_another = |addr| node.owners.had_another(addr, snapshot.identify(addr).epoch);
         asked.ask.tracking == Tracking::Tracked(FlowDirection::Reply)
-            && asked.ask.local_ends().src
-            && node.owners.had_another(began, snapshot.identify(began).epoch)
+            && (local.src && had_another(original.src) || local.dst && had_another(original.dst))
     }
 
     /// Judges a packet in its own direction although connection tracking takes it for an answer: it begins an association, or

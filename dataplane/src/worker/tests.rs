@@ -76,6 +76,8 @@ struct World {
     web_allows: bool,
     /// Goes into the epoch of the web pod.
     web_epoch: u64,
+    /// The box's epoch.
+    box_epoch: u64,
     allow_unknown: bool,
     /// Whether the pods' prefixes are known; else what has no owner in them is external.
     pod_cidrs: bool,
@@ -91,6 +93,7 @@ impl World {
             generation,
             web_allows: true,
             web_epoch: 20,
+            box_epoch: 30,
             allow_unknown: false,
             pod_cidrs: true,
             echo_alone: false,
@@ -151,7 +154,7 @@ impl World {
         };
         use IdentityKind::{Node, Pod, Service, Unknown};
         for (who, name, identity) in [
-            (BOX, "box", end(Pod, 0, NONE, 2, box_rows, 30)),
+            (BOX, "box", end(Pod, 0, NONE, 2, box_rows, self.box_epoch)),
             (CLIENT, "client", end(Pod, 1, NONE, 1, (0, 0), 10)),
             (WEB, "web", end(Pod, 2, 0, 2, web_rows, self.web_epoch)),
             (NODE, "", end(Node, NONE, 0, 0, (0, 0), 40)),

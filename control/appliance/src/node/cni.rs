@@ -92,7 +92,7 @@ fn answer(questions: Vec<(UnixStream, Option<CniRequest>)>, node: &NodeGuard) {
     let (streams, requests): (Vec<UnixStream>, Vec<CniRequest>) = questions
         .into_iter()
         .filter_map(|(stream, request)| Some((stream, request?)))
-        // The runtime asks again for a start that was given up; an end counts whoever waits for it.
+        // The runtime asks again for a start that was given up. A pod's end counts even if its plugin has gone.
         .filter(|(stream, request)| !matches!(request, CniRequest::Add(_)) || is_waiting(stream))
         .unzip();
     let begin = Instant::now();

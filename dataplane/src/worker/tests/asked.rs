@@ -566,6 +566,19 @@ fn what_answers_an_earlier_pod_is_no_answer_to_the_pod_that_has_its_address() {
         // What the pod begins itself is answered, from the same ports, too.
         assert_eq!(node.udp(&early, false), Answered);
         assert_eq!(node.udp(&early, true), Passed);
+        // Nor does a pod that may send nothing answer what an earlier one was asked.
+        let (asked, to_box) = (at(CLIENT, family), at(BOX, family));
+        let earlier = Connection::direct(17, (asked, 40_000), (to_box, 53));
+        node.owners.note(&after.snapshot(), [to_box]);
+        assert_eq!(node.udp(&earlier, true), Answered, "the pod that was asked");
+        let another = World {
+            generation: 3,
+            box_epoch: 1 << 40,
+            ..after
+        };
+        node.owners.note(&another.snapshot(), []);
+        let later = Connection::direct(17, (asked, 40_001), (to_box, 53));
+        assert_eq!(node.udp(&later, true), Dropped(DropReason::PolicyEgress));
         // An end that has its address since before is told what it asked for.
         let known = Connection::direct(17, (at(CLIENT, family), 40_000), (at(OUTSIDER, family), 53));
         assert_eq!(node.udp(&known, true), Answered);

@@ -94,6 +94,7 @@ fn results(steps: &[FlowStep], workers: usize) -> (Vec<Sent>, Vec<u64>) {
             bed.publish(World {
                 web_allows: step.publish % 2 == 0,
                 web_epoch: 20 + u64::from(step.publish % 4),
+                box_epoch: 30,
                 allow_unknown: step.publish % 3 == 0,
                 generation,
                 pod_cidrs: true,
