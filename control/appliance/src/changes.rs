@@ -4,7 +4,8 @@
 //! everything that was made, whatever ended the process: `ringwall detach`, a start that fails, the next start. What the
 //! record cannot have is on the objects themselves: programs by their pins, neighbours by their protocol number.
 //!
-//! A change is taken back only where the machine still has what ringwall made of it: what somebody has set since is theirs.
+//! A change is taken back only where the machine still has what ringwall made of it: what somebody has set since is theirs. A record is of one boot
+//! and one network namespace: in any other, its interfaces are not those of the same name and index.
 
 use std::{
     fs::{self, File},
@@ -13,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ringwall_xsk::device::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,6 +23,7 @@ use super::{
     kept_table,
     kernel_state::KernelState,
     netlink::{Netlink, NetlinkError},
+    network_namespace::NetworkNamespace,
 };
 
 /// Name of the record in the state directory.
@@ -261,6 +263,8 @@ pub fn write_setting(path: &str, value: &str) -> anyhow::Result<()> {
 enum RecordLine<C = Change> {
     /// The boot that the record is of: the first line.
     Boot(String),
+    /// The network namespace that the record is of; versions before did not write it.
+    Namespace(NetworkNamespace),
     /// About to be made.
     Made(C),
     /// Taken back, or gone with its interface.
@@ -278,17 +282,25 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Opens the record of a state directory, which has to be there.
+    /// Opens the record of a state directory, which has to be there. What another network namespace's record has is lost: see [`may_start_here`].
     ///
     /// # Errors
     /// It cannot be read or written.
     pub fn open(state_dir: &Path) -> anyhow::Result<Self> {
         let path = state_dir.join(RECORD_FILE);
-        let Record { made, unknown } = read(state_dir)?;
+        let here = NetworkNamespace::current()?;
+        let Record { made, unknown, .. } = match read(state_dir)? {
+            Record {
+                namespace: Some(other),
+                ..
+            } if other != here => Record::default(),
+            record => record,
+        };
         // Written anew, so that it does not grow over the years; complete before it takes the name.
         let next = state_dir.join(format!("{RECORD_FILE}.next"));
         let write = || -> io::Result<File> {
             let mut text = line(&RecordLine::<Change>::Boot(boot()))?;
+            text.push_str(&line(&RecordLine::<Change>::Namespace(here))?);
             for change in &made {
                 text.push_str(&line(&RecordLine::Made(change.clone()))?);
             }
@@ -424,9 +436,70 @@ impl Changes {
     }
 }
 
+/// The network namespace that a state directory's record is of, if it is another than the calling thread's.
+fn other_namespace(state_dir: &Path) -> anyhow::Result<Option<(NetworkNamespace, NetworkNamespace)>> {
+    let here = NetworkNamespace::current()?;
+    let recorded = read(state_dir)?.namespace;
+    Ok(recorded
+        .filter(|namespace| *namespace != here)
+        .map(|other| (other, here)))
+}
+
+/// Refuses to take anything off where the record is of another network namespace: what it names is not here, and interfaces that are called
+/// the same are not ringwall's.
+///
+/// # Errors
+/// It is, or cannot be read.
+pub fn may_detach_here(state_dir: &Path) -> anyhow::Result<()> {
+    let Some((other, here)) = other_namespace(state_dir)? else {
+        return Ok(());
+    };
+    let record = state_dir.join(RECORD_FILE);
+    let way = match other.entrance() {
+        Some(entrance) => format!(
+            "run it there: `nsenter --net={} ringwall detach ...`",
+            entrance.display()
+        ),
+        None => format!(
+            "run it there; if that namespace no longer exists, remove {} and run `ringwall detach` again",
+            record.display()
+        ),
+    };
+    bail!(
+        "{}: ringwall ran in the network namespace {other}, and this is {here}: nothing was changed; {way}",
+        record.display()
+    )
+}
+
+/// Refuses to start where the record is of another network namespace that is still there: the start would forget what to take back in it.
+/// One that is gone took everything along.
+///
+/// # Errors
+/// It can be entered, or the record cannot be read.
+pub fn may_start_here(state_dir: &Path) -> anyhow::Result<()> {
+    let Some((other, here)) = other_namespace(state_dir)? else {
+        return Ok(());
+    };
+    let record = state_dir.join(RECORD_FILE);
+    let Some(entrance) = other.entrance() else {
+        tracing::warn!(
+            record = %record.display(),
+            "the network namespace {other}, where ringwall ran before, was not found: its record is void in this one, {here}"
+        );
+        return Ok(());
+    };
+    bail!(
+        "{}: ringwall ran in the network namespace {other}, and this is {here}: run `nsenter --net={} ringwall detach ...` first, or give this \
+         instance a `name`, `stateDir` and `runtimeDir` of its own",
+        record.display(),
+        entrance.display()
+    )
+}
+
 /// What a record says is made, oldest first.
 #[derive(Debug, Default)]
 struct Record {
+    namespace: Option<NetworkNamespace>,
     made: Vec<Change>,
     unknown: Vec<Value>,
 }
@@ -448,7 +521,7 @@ fn read(state_dir: &Path) -> anyhow::Result<Record> {
         Ok(text) => Ok(parse(&text, &boot())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record {
             made: read_legacy(state_dir),
-            unknown: Vec::new(),
+            ..Record::default()
         }),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
@@ -460,13 +533,14 @@ fn parse(text: &[u8], boot: &str) -> Record {
         match serde_json::from_slice(text) {
             Ok(RecordLine::Boot(other)) if other != boot => return Record::default(),
             Ok(RecordLine::Boot(_)) => {}
+            Ok(RecordLine::Namespace(namespace)) => record.namespace = Some(namespace),
             Ok(RecordLine::Made(change)) => record.made.push(change),
             Ok(RecordLine::Gone(change)) => record.made.retain(|known: &Change| *known != change),
             Err(_) => match serde_json::from_slice::<RecordLine<Value>>(text) {
                 Ok(RecordLine::Made(change)) => record.unknown.push(change),
                 Ok(RecordLine::Gone(change)) => record.unknown.retain(|known| *known != change),
                 // The last line may be cut off: then it was not on disk, and its change was not made.
-                Ok(RecordLine::Boot(_)) | Err(_) => {}
+                Ok(RecordLine::Boot(_) | RecordLine::Namespace(_)) | Err(_) => {}
             },
         }
     }
@@ -601,6 +675,43 @@ mod tests {
             + &line(&RecordLine::Made(setting("net/a", "1"))).unwrap();
         assert_eq!(parse(text.as_bytes(), "now").made, []);
         assert_eq!(parse(text.as_bytes(), "then").made.len(), 1);
+    }
+
+    #[test]
+    fn a_record_of_another_network_namespace_says_nothing_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = NetworkNamespace::current().unwrap();
+        let gone: NetworkNamespace = serde_json::from_str(r#"{"device":0,"inode":1}"#).unwrap();
+        let write = |namespace: Option<NetworkNamespace>| {
+            let mut text = line(&RecordLine::<Change>::Boot(boot())).unwrap();
+            if let Some(namespace) = namespace {
+                text += &line(&RecordLine::<Change>::Namespace(namespace)).unwrap();
+            }
+            text += &line(&RecordLine::Made(setting("net/a", "1"))).unwrap();
+            fs::write(dir.path().join(RECORD_FILE), text).unwrap();
+        };
+        // An earlier version's record names none: it is of the namespace in which it is read.
+        for namespace in [None, Some(here)] {
+            write(namespace);
+            may_detach_here(dir.path()).unwrap();
+            may_start_here(dir.path()).unwrap();
+            assert_eq!(Changes::open(dir.path()).unwrap().made, [setting("net/a", "1")]);
+            assert_eq!(read(dir.path()).unwrap().namespace, Some(here));
+        }
+        write(Some(gone));
+        let refusal = may_detach_here(dir.path()).unwrap_err().to_string();
+        for word in [
+            "net:[1]",
+            &here.to_string(),
+            RECORD_FILE,
+            "nothing was changed",
+            "remove",
+        ] {
+            assert!(refusal.contains(word), "{word}: {refusal}");
+        }
+        may_start_here(dir.path()).unwrap();
+        assert_eq!(Changes::open(dir.path()).unwrap().made, []);
+        may_detach_here(dir.path()).unwrap();
     }
 
     #[test]

@@ -10,8 +10,12 @@ use ringwall_process::confine::CONTROL_FOLDER;
 use rustix::fs::FlockOperation;
 
 use super::{
-    changes::Changes, kept_table, kernel_state::KernelState, netlink::Netlink,
-    node::containers::CONTAINERS_FILE, ports::remove_empty,
+    changes::{self, Changes},
+    kept_table,
+    kernel_state::KernelState,
+    netlink::Netlink,
+    node::containers::CONTAINERS_FILE,
+    ports::remove_empty,
 };
 
 /// Arguments of `ringwall detach`.
@@ -23,6 +27,9 @@ pub struct DetachArgs {
 }
 
 /// Removes pins, programs, the host port and runtime files. Fine when there is nothing to remove.
+///
+/// # Errors
+/// It runs, it ran in another network namespace (nothing is changed then), or something could not be taken off.
 pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
     ringwall_process::log::start();
     let config = super::load_config(&args.config)?;
@@ -33,6 +40,7 @@ pub fn run(args: &DetachArgs, json: bool) -> anyhow::Result<ExitCode> {
     {
         bail!("`{}` is running: stop `ringwall run` first", config.name);
     }
+    changes::may_detach_here(&config.state_dir)?;
     let pins = config.bpffs.join("ringwall").join(&config.name);
     let mut netlink = Netlink::open()?;
     let mut view = KernelState::default();

@@ -8,6 +8,7 @@
 //! * [`pod_guard`] guards new pods' interfaces at once; [`port_numbers`] are reused; [`pod_networks`] tell the XDP programs where pods are.
 //! * [`netlink`], [`kernel_state`], [`kernel_forwarding`] and [`kernel_sync`]: the kernel's links, addresses, routes and neighbours,
 //!   read, kept up to date and translated for the workers.
+//! * [`network_namespace`] tells the one that a record is of from others.
 //! * [`node`] is what a node with `datapath: kernel` has instead of ports: the kernel's own path, guarded.
 //! * [`snapshot_server`] receives snapshots and publishes them to the workers; [`last_snapshot`] keeps one on disk.
 //! * [`detach`] the command of the same name.
@@ -28,6 +29,7 @@ pub mod kernel_sync;
 pub mod last_snapshot;
 pub mod netfilter;
 pub mod netlink;
+pub mod network_namespace;
 pub mod node;
 pub mod plan;
 pub mod pod_guard;

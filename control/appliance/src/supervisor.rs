@@ -29,6 +29,7 @@ use rustix::{
 use self::upgrading::{EndingChild, Upgrade};
 use super::{
     about::About,
+    changes,
     children::{Backoff, Child, LaunchSpec, MAX_REPORTS_PER_TURN, Program, Role, describe},
     dataplane::revert_mount,
     expedited::Expedited,
@@ -83,6 +84,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = plan.runtime_dir.clone();
     super::make_private_dir(&runtime)?;
     let _lock = lock(&runtime)?;
+    changes::may_start_here(&plan.state_dir)?;
     let stop = StopSignal::catch().context("cannot catch signals")?;
     Expedited::clear();
     let mut supervisor = Supervisor::new(args, plan)?;

@@ -138,11 +138,15 @@ fn machine() -> Bed {
          ip -n {outside} addr add 192.0.2.77/24 dev eth0",
         a = bed.a.0,
     ));
-    // Addresses of the link come when they have been asked about.
+    settle(&bed);
+    bed
+}
+
+/// Addresses of the link come when they have been asked about.
+fn settle(bed: &Bed) {
     bed.wait_for("link addresses", |bed| {
         !said(bed, "ip -6 addr").contains("tentative") && !said(bed, "ip -6 addr show up0").is_empty()
     });
-    bed
 }
 
 fn wait_for_end(bed: &Bed, processes: &[u32]) {
@@ -225,6 +229,66 @@ fn run_and_detach_leave_the_machine_as_it_was() {
     detach(&bed);
     assert_same(&before, &state(&bed), "after another detach");
     talk_by_the_kernel(&bed);
+}
+
+/// The record names interfaces by name and index, and both exist elsewhere.
+#[test]
+fn another_network_namespace_is_left_alone() {
+    if !may_run("another_network_namespace_is_left_alone") {
+        return;
+    }
+    let mut bed = machine();
+    let elsewhere = |bed: &Bed, subcommand: &str| {
+        let mut command = bed.outside.command("timeout");
+        command.args(["20", env!("CARGO_BIN_EXE_ringwall"), subcommand, "--config"]);
+        command.arg(bed.config_file()).output().unwrap()
+    };
+    let before = state(&bed);
+    bed.start();
+    assert_eq!(bed.stop(), Some(0), "{}", bed.log());
+    settle(&bed);
+    let stopped = state(&bed);
+    assert_ne!(before, stopped, "there is something to take off");
+    // Interfaces with the names of ports, which a detach here would take for its own.
+    let (outside, record) = (&bed.outside.0, bed.dir.path().join("state/changes.jsonl"));
+    sh(&format!(
+        "ip -n {outside} link add pod-a mtu 1300 type veth peer name up0"
+    ));
+    let links = || {
+        sh_output(&format!(
+            "for end in pod-a up0; do ip -n {outside} -d link show $end; tc -n {outside} qdisc show dev $end; done"
+        ))
+    };
+    let (foreign, on_record) = (links(), std::fs::read(&record).unwrap());
+    for subcommand in ["detach", "run"] {
+        let output = elsewhere(&bed, subcommand);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{subcommand}: {said}");
+        let way = format!("nsenter --net={} ringwall detach", bed.gateway.path().display());
+        assert!(
+            said.contains("network namespace") && said.contains(&way),
+            "{said}"
+        );
+        assert_eq!(links(), foreign, "{subcommand}");
+        assert_same(&stopped, &state(&bed), subcommand);
+        assert_eq!(std::fs::read(&record).unwrap(), on_record, "{subcommand}");
+    }
+    detach(&bed);
+    assert_same(&before, &state(&bed), "detach in its own namespace");
+    assert_eq!(
+        elsewhere(&bed, "detach").status.code(),
+        Some(0),
+        "nothing is left of it"
+    );
+    assert_eq!(links(), foreign);
+}
+
+fn sh_output(command: &str) -> String {
+    let output = std::process::Command::new("sh")
+        .args(["-ec", command])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// The kernel still knows the ways that it knew.
