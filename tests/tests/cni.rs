@@ -489,6 +489,177 @@ fn held_pods_are_known_to_policies_from_their_first_packet() {
     assert!(runtime.check(&late));
 }
 
+/// Which of some addresses connection tracking knows on the node.
+fn tracked(bed: &Bed, addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let table = bed.gateway.read("/proc/thread-self/net/nf_conntrack").unwrap();
+    let known: Vec<IpAddr> = table
+        .split_whitespace()
+        .filter_map(|word| {
+            word.strip_prefix("src=")
+                .or(word.strip_prefix("dst="))?
+                .parse()
+                .ok()
+        })
+        .collect();
+    let mut found: Vec<IpAddr> = addresses.to_vec();
+    found.retain(|address| known.contains(address));
+    found
+}
+
+/// A pod's socket at a port that the next pod with the address may have, too.
+fn socket_at(pod: &RunningPod, port: u16) -> UdpSocket {
+    let socket = pod
+        .namespace
+        .run(|| UdpSocket::bind(("::", port)))
+        .unwrap()
+        .unwrap();
+    socket.set_read_timeout(Some(WITHIN)).unwrap();
+    socket
+}
+
+/// Whether what one socket sends to an address reaches another. Names say which datagram it was.
+fn arrives(from: &UdpSocket, to: SocketAddr, at: &UdpSocket, text: &str) -> bool {
+    from.send_to(text.as_bytes(), to).unwrap();
+    let mut bytes = [0; 100];
+    while let Ok(length) = at.recv(&mut bytes) {
+        if &bytes[..length] == text.as_bytes() {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn connections_of_a_pod_that_has_ended_are_not_the_next_ones() {
+    let Some(_alone) = runs_here("CNI plugins and connection tracking") else {
+        return;
+    };
+    for main in networks() {
+        let bed = Bed::new(Role::Node, &[], 1).unwrap();
+        for family in ["ip", "ip6"] {
+            bed.gateway
+                .sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), "1")
+                .unwrap();
+        }
+        let track = "chain in { type filter hook prerouting priority 0; ct state new counter; };";
+        bed.translate(&format!("table inet track {{ {track} }};"))
+            .unwrap();
+        let mut world = World::of(&bed);
+        world.namespaces.insert("shop".to_owned(), labels([]));
+        world.policy("shop", "no-ingress", json!({"podSelector": {}, "ingress": []}));
+        let options = Options {
+            more: "podStart: attach\n".to_owned(),
+            source: Some(format!(
+                "{{manifests: {}, allowNoPods: true}}",
+                bed.manifests().display()
+            )),
+            ..Options::default()
+        };
+        let mut firewall =
+            Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
+        let runtime = Runtime::new(&bed, &main);
+        runtime.install(&firewall);
+        let outside = bed
+            .external
+            .ns
+            .run(|| UdpSocket::bind("[::]:5555"))
+            .unwrap()
+            .unwrap();
+        outside.set_read_timeout(Some(WITHIN)).unwrap();
+        // host-local begins at its lowest free address again.
+        let start = |name: &str| {
+            for range in 0..2 {
+                let _ = fs::remove_file(bed.folder().join(format!("ipam/pods/last_reserved_ip.{range}")));
+            }
+            runtime.pod_at_last(name)
+        };
+        let mapped = |address: &IpAddr, socket: &UdpSocket| {
+            let port = socket.local_addr().unwrap().port();
+            match address {
+                IpAddr::V4(v4) => SocketAddr::from((v4.to_ipv6_mapped(), port)),
+                IpAddr::V6(v6) => SocketAddr::from((*v6, port)),
+            }
+        };
+        // Both ways by each family: the answers pass because the pod began.
+        let talks = |pod: &RunningPod, socket: &UdpSocket| {
+            for (address, (family, sink)) in pod.addresses.iter().zip(sinks()) {
+                let out = arrives(socket, sink, &outside, &format!("{} by {family}", pod.name));
+                let back = arrives(
+                    &outside,
+                    mapped(address, socket),
+                    socket,
+                    &format!("answer by {family}"),
+                );
+                assert!(out && back, "{main}: {} {family}: {out} {back}", pod.name);
+            }
+        };
+        let known = |world: &mut World, pod: &RunningPod, firewall: &Appliance| {
+            world.pods.insert(format!("shop/{}", pod.name), pod.object());
+            world.apply(firewall).unwrap();
+        };
+
+        let bystander = start("bystander");
+        known(&mut world, &bystander, &firewall);
+        let own = socket_at(&bystander, 6000);
+        talks(&bystander, &own);
+        let first = start("first");
+        known(&mut world, &first, &firewall);
+        talks(&first, &socket_at(&first, 6000));
+        assert_eq!(tracked(&bed, &first.addresses), first.addresses, "{main}");
+        runtime.delete("first", &first.namespace);
+        assert_eq!(
+            tracked(&bed, &first.addresses),
+            [] as [IpAddr; 0],
+            "{main}: at its end"
+        );
+        assert_eq!(tracked(&bed, &bystander.addresses), bystander.addresses, "{main}");
+        world.pods.remove("shop/first");
+
+        // One that ends while ringwall is away, and whose addresses no process has seen since.
+        let second = start("second");
+        assert_eq!(second.addresses, first.addresses);
+        known(&mut world, &second, &firewall);
+        talks(&second, &socket_at(&second, 6000));
+        assert!(firewall.stop().unwrap().success());
+        runtime.delete("second", &second.namespace);
+        world.pods.remove("shop/second");
+        let config = firewall.config.display().to_string();
+        let output = firewall.ringwall(&["detach", "--config", &config]).unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        firewall.write(&world.objects()).unwrap();
+        let firewall = Appliance::launch_with(&bed, &built_binary().unwrap(), &firewall.config).unwrap();
+        firewall
+            .wait_until("it is ready", |status| status["control"]["ready"] == true)
+            .unwrap();
+        assert_eq!(
+            tracked(&bed, &second.addresses),
+            second.addresses,
+            "{main}: nobody knew"
+        );
+        let third = start("third");
+        assert_eq!(third.addresses, second.addresses);
+        assert_eq!(
+            tracked(&bed, &third.addresses),
+            [] as [IpAddr; 0],
+            "{main}: before it starts"
+        );
+        known(&mut world, &third, &firewall);
+        let socket = socket_at(&third, 6000);
+        for (address, (family, _)) in third.addresses.iter().zip(sinks()) {
+            let late = arrives(&outside, mapped(address, &socket), &socket, "to the pod before");
+            assert!(!late, "{main}: {family}");
+        }
+        // From another port: connection tracking takes what it sends from this one for answers to what was just denied.
+        talks(&third, &socket_at(&third, 6001));
+        // What went on all the time.
+        talks(&bystander, &own);
+    }
+}
+
 /// Where pods send to: the external client, by family.
 fn sinks() -> [(&'static str, SocketAddr); 2] {
     [

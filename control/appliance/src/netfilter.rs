@@ -1,4 +1,8 @@
-//! nf_tables over netlink: as many of its messages as one small table takes. A batch is a transaction: all of it or nothing.
+//! netfilter over netlink: as many messages of nf_tables as one small table takes. A batch is a transaction: all of it or nothing.
+//!
+//! * [`conntrack`] what connection tracking knows of an address.
+
+pub mod conntrack;
 
 use std::{io, time::Duration};
 
@@ -194,22 +198,31 @@ pub struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        let mut batch = Self {
-            bytes: Vec::new(),
-            last: 0,
-            sequence: 0,
-        };
+        let mut batch = Self::empty();
         batch.add(BATCH_BEGIN, 0, 0, &[]);
         batch
     }
 }
 
 impl Batch {
+    /// Messages that are no transaction.
+    fn empty() -> Self {
+        Self {
+            bytes: Vec::new(),
+            last: 0,
+            sequence: 0,
+        }
+    }
+
     fn add(&mut self, what: u16, flags: u16, family: u8, attributes: &[Vec<u8>]) {
+        self.add_to(SUBSYSTEM, what, flags, family, attributes);
+    }
+
+    fn add_to(&mut self, subsystem: u16, what: u16, flags: u16, family: u8, attributes: &[Vec<u8>]) {
         self.sequence += 1;
         self.last = self.bytes.len();
         // The resource of a batch is the subsystem, that of other messages is not looked at.
-        let head = [[family, 0], SUBSYSTEM.to_be_bytes()].concat();
+        let head = [[family, 0], subsystem.to_be_bytes()].concat();
         let body = [head, attributes.concat()].concat();
         let length = (HEADER + body.len()) as u32;
         self.bytes.extend_from_slice(&length.to_ne_bytes());
@@ -417,11 +430,7 @@ impl Netfilter {
     /// The kernel does not say.
     pub fn has_table(&self, family: Family, name: &str) -> Result<bool, NetlinkError> {
         let what = "look for a table";
-        let mut request = Batch {
-            bytes: Vec::new(),
-            last: 0,
-            sequence: 0,
-        };
+        let mut request = Batch::empty();
         request.add(GET_TABLE, 0, family as u8, &[text(1, name)]);
         self.send(&request.bytes, what)?;
         let answer = self.answers(what)?.into_iter().next();
@@ -439,11 +448,7 @@ impl Netfilter {
     /// The kernel does not say.
     pub fn counted(&self, family: Family, table: &str) -> Result<u64, NetlinkError> {
         let what = "read the counters of a table";
-        let mut request = Batch {
-            bytes: Vec::new(),
-            last: 0,
-            sequence: 0,
-        };
+        let mut request = Batch::empty();
         request.add(GET_RULE, DUMP, family as u8, &[text(1, table)]);
         self.send(&request.bytes, what)?;
         let mut counted = 0;
@@ -467,11 +472,7 @@ impl Netfilter {
     pub fn flowtables(&self) -> Result<Vec<(String, String)>, NetlinkError> {
         const ANY_FAMILY: u8 = 0;
         let what = "list the flowtables";
-        let mut request = Batch {
-            bytes: Vec::new(),
-            last: 0,
-            sequence: 0,
-        };
+        let mut request = Batch::empty();
         request.add(GET_FLOWTABLE, DUMP, ANY_FAMILY, &[]);
         self.send(&request.bytes, what)?;
         let mut found = Vec::new();

@@ -44,6 +44,7 @@ use super::{
 use crate::{
     kept_table::table_name,
     kernel_state,
+    netfilter::Netfilter,
     netlink::{ChangeStream, KernelChange, Netlink},
     plan::Plan,
     quarantine::DROP_REASON,
@@ -76,6 +77,8 @@ pub struct NodeGuard {
     pair: AskPair,
     nonce: Nonce,
     cache: Arc<FlowCache>,
+    /// Pods' addresses, and the interfaces behind which they were when it was looked last.
+    assigned: Mutex<BTreeSet<(IpAddr, u32)>>,
     /// Who had the addresses of pods.
     owners: Arc<AddressOwners>,
     memory: Arc<NodeMemory>,
@@ -151,6 +154,7 @@ impl NodeGuard {
             pair,
             nonce,
             cache,
+            assigned: Mutex::default(),
             owners: Arc::default(),
             memory,
             only_assigned: config.pod_start != PodStart::Off,
@@ -237,6 +241,10 @@ impl NodeGuard {
                 end.addresses.insert(address);
             }
         }
+        let ports = pods
+            .iter()
+            .flat_map(|(port, end)| end.addresses.iter().map(|address| (*address, *port)));
+        *locked(&self.assigned) = ports.collect();
         let links = Netlink::open()?.links()?;
         let interfaces: Vec<Interface> = links.iter().filter_map(Interface::of).collect();
         locked(&self.inventory).inherit(&interfaces, &pods);
@@ -275,6 +283,7 @@ impl NodeGuard {
             })
             .collect();
         self.set_addresses(&wanted, &own)?;
+        self.forget_pods_that_left(&wanted);
         self.set_devices(wanted, &own.iter().map(|(_, address, _)| *address).collect());
         let known = known_interfaces(&locked(&self.guarded));
         let told = locked(&self.backstop)
@@ -287,6 +296,35 @@ impl NodeGuard {
             );
         }
         Ok(())
+    }
+
+    /// Ends what connection tracking knows of addresses whose pods have gone: it would let the next pod there answer for them.
+    fn forget_pods_that_left(&self, wanted: &BTreeMap<u32, (Interface, Guarded)>) {
+        let now: BTreeSet<(IpAddr, u32)> = pods_of(wanted.values())
+            .flat_map(|(index, end)| end.addresses.iter().map(move |address| (*address, index)))
+            .collect();
+        let before = std::mem::replace(&mut *locked(&self.assigned), now.clone());
+        self.forget_connections(&before.difference(&now).map(|(address, _)| *address).collect());
+    }
+
+    fn forget_connections(&self, of: &BTreeSet<IpAddr>) {
+        if of.is_empty() {
+            return;
+        }
+        let problem = match Netfilter::open().and_then(|netfilter| netfilter.forget_connections(of)) {
+            Ok(connections) => {
+                tracing::debug!(
+                    addresses = of.len(),
+                    connections,
+                    "connections of earlier pods forgotten"
+                );
+                None
+            }
+            Err(error) => Some(format!(
+                "connections of pods that have gone outlive them: {error}; the kernel needs the module nf_conntrack_netlink"
+            )),
+        };
+        self.note("conntrack", problem);
     }
 
     fn set_addresses(
@@ -432,11 +470,9 @@ impl NodeGuard {
     /// The addresses of this node's pods.
     pub fn pod_addresses(&self) -> BTreeSet<IpAddr> {
         let guarded = locked(&self.guarded);
-        let of_pods = guarded.values().filter_map(|(_, kind)| match kind {
-            Guarded::Pod(end) => Some(&end.addresses),
-            Guarded::Bridge | Guarded::Other => None,
-        });
-        of_pods.flatten().copied().collect()
+        pods_of(guarded.values())
+            .flat_map(|(_, end)| end.addresses.iter().copied())
+            .collect()
     }
 
     /// What is wrong, for `status`.
@@ -593,6 +629,16 @@ impl NodeGuard {
         if let Err(reason) = refresh() {
             return vec![Err(reason); attachments.len()];
         }
+        // None of these pods has sent anything yet: what is known of their addresses is earlier pods', of which this process may know nothing.
+        let given = attachments
+            .iter()
+            .zip(&assigned)
+            .filter(|(_, index)| index.is_ok());
+        self.forget_connections(
+            &given
+                .flat_map(|(attachment, _)| attachment.addresses.clone())
+                .collect(),
+        );
         let keep = |(attachment, index): (&&Attachment, Result<u32, String>)| {
             let index = index?;
             let name = locked(&self.guarded)
@@ -775,6 +821,16 @@ impl NodeGuard {
         }
         *known = found;
     }
+}
+
+/// The pods behind interfaces, by the interface's index.
+fn pods_of<'a>(
+    guarded: impl Iterator<Item = &'a (Interface, Guarded)>,
+) -> impl Iterator<Item = (u32, &'a FarEnd)> {
+    guarded.filter_map(|(interface, kind)| match kind {
+        Guarded::Pod(end) => Some((interface.index, end)),
+        Guarded::Bridge | Guarded::Other => None,
+    })
 }
 
 /// What an interface is to the programs. `pods_bridges` are the bridges whose ports are all pods'.
