@@ -511,8 +511,8 @@ static __always_inline int read_ip6(struct __sk_buff *skb, struct packet *pkt)
 	return KIND_MALFORMED;
 }
 
-/* Reads a packet's headers. Global, so that the verifier looks at it once. */
-__noinline int parse(struct __sk_buff *skb, struct packet *pkt, __u32 no_link)
+/* Reads the headers of any packet. Global, so that the verifier looks at it once. */
+__noinline int parse_any(struct __sk_buff *skb, struct packet *pkt, __u32 no_link)
 {
 	struct ethernet ethernet;
 	__u16 type;
@@ -554,6 +554,75 @@ __noinline int parse(struct __sk_buff *skb, struct packet *pkt, __u32 no_link)
 	if (kind == KIND_IP)
 		read_l4(skb, pkt);
 	return kind;
+}
+
+/* Ports, and of TCP the flags, of a packet whose header lies at `l4`; 0 where that is elsewhere, or of another protocol. */
+static __always_inline int parse_usual_l4(struct packet *pkt, const void *l4, const void *end)
+{
+	const struct tcp *tcp = l4;
+	const struct l4 *udp = l4;
+
+	if ((void *)(udp + 1) > end)
+		return 0;
+	if (pkt->protocol == IPPROTO_TCP) {
+		if ((void *)(tcp + 1) > end)
+			return 0;
+		pkt->tcp_flags = tcp->flags;
+	} else if (pkt->protocol != IPPROTO_UDP) {
+		return 0;
+	}
+	pkt->src_port = udp->src_port;
+	pkt->dst_port = udp->dst_port;
+	pkt->has_l4 = 1;
+	return 1;
+}
+
+/* Reads the headers of what nearly every packet is: TCP or UDP, whole and untagged, right behind IP without options, and before the
+ * processor. 0 where it is not; then what it has written is not to be used. */
+static __always_inline int parse_usual(struct __sk_buff *skb, struct packet *pkt)
+{
+	const void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	const struct ethernet *ethernet = data;
+	const struct ip4 *ip4 = data + ETH_BYTES;
+	const struct ip6 *ip6 = data + ETH_BYTES;
+
+	if ((void *)(ip4 + 1) > end || skb->vlan_present)
+		return 0;
+	pkt->to_group = ethernet->to[0] & 1;
+	__builtin_memcpy(pkt->mac, ethernet->from, 6);
+	pkt->ethertype = ethernet->type;
+	pkt->l3 = ETH_BYTES;
+	if (ethernet->type == bpf_htons(ETH_P_IP)) {
+		if (ip4->version_ihl != 0x45 || ip4->fragment & bpf_htons(0x3fff))
+			return 0;
+		map_ip4(pkt->src, ip4->src);
+		map_ip4(pkt->dst, ip4->dst);
+		pkt->protocol = ip4->protocol;
+		pkt->hops = ip4->hops;
+		pkt->l4 = ETH_BYTES + sizeof(*ip4);
+		return parse_usual_l4(pkt, ip4 + 1, end);
+	}
+	if (ethernet->type != bpf_htons(ETH_P_IPV6) || (void *)(ip6 + 1) > end ||
+	    bpf_ntohl(ip6->version_class_flow) >> 28 != 6)
+		return 0;
+	copy_address(pkt->src, ip6->src);
+	copy_address(pkt->dst, ip6->dst);
+	if (is_mapped(pkt->src) || is_mapped(pkt->dst))
+		return 0;
+	pkt->ipv6 = 1;
+	pkt->protocol = ip6->protocol;
+	pkt->hops = ip6->hops;
+	pkt->l4 = ETH_BYTES + sizeof(*ip6);
+	return parse_usual_l4(pkt, ip6 + 1, end);
+}
+
+/* Reads a packet's headers into zeros. */
+static __always_inline int parse(struct __sk_buff *skb, struct packet *pkt, __u32 no_link)
+{
+	if (!no_link && parse_usual(skb, pkt))
+		return KIND_IP;
+	__builtin_memset(pkt, 0, sizeof(*pkt));
+	return parse_any(skb, pkt, no_link);
 }
 
 static __always_inline struct rw_node_config *get_config(void)
@@ -736,7 +805,7 @@ static __always_inline int epoch_holds(__u32 slot, __u32 epoch)
 
 /* What the entry at an index says of a flow, enum of RW_ACTION_*, and the bits above. A worker may be writing it: whatever is not whole
  * and the same before and after says nothing. */
-static __always_inline int read_entry(__u32 index, const struct rw_ask *ask, __u64 now)
+static __always_inline int read_entry(__u32 index, const struct rw_ask *ask)
 {
 	struct rw_flow_entry *entry = bpf_map_lookup_elem(&flow_entries, &index);
 	__u32 version;
@@ -751,7 +820,7 @@ static __always_inline int read_entry(__u32 index, const struct rw_ask *ask, __u
 	if (entry->zone != ask->zone || entry->protocol != ask->protocol || !same_tuple(&entry->original, &ask->original) ||
 	    !same_tuple(&entry->reply, &ask->reply))
 		return RW_ACTION_NONE;
-	if (entry->expires && now > entry->expires)
+	if (entry->expires && bpf_ktime_get_coarse_ns() > entry->expires)
 		return RW_ACTION_NONE;
 	if (!epoch_holds(entry->slots[0], entry->epochs[0]) || !epoch_holds(entry->slots[1], entry->epochs[1]) ||
 	    !epoch_holds(entry->slots[2], entry->epochs[2]))
@@ -769,7 +838,7 @@ static __always_inline int read_entry(__u32 index, const struct rw_ask *ask, __u
 
 /* Looks for the flow's decision; its entry's index times 16 plus what `read_entry` says, 0 without one. Global, so that the verifier looks at it
  * once. */
-__noinline int find_decision(const struct rw_ask *ask, __u64 now)
+__noinline int find_decision(const struct rw_ask *ask)
 {
 	if (!ask)
 		return RW_ACTION_NONE;
@@ -782,7 +851,7 @@ __noinline int find_decision(const struct rw_ask *ask, __u64 now)
 
 		if (way >= RW_WAYS)
 			continue;
-		action = read_entry(index, ask, now);
+		action = read_entry(index, ask);
 		if (action != RW_ACTION_NONE)
 			return (int)(index << DECISION_BITS) | action;
 	}
@@ -810,20 +879,23 @@ __noinline int is_believed(struct __sk_buff *skb)
 }
 
 /* Notes a packet of a flow in its entry. Segments that leave as one count as what they will be on the wire. */
-static __always_inline void use_flow(struct __sk_buff *skb, const struct packet *pkt, const struct rw_ask *ask, int decision,
-				     __u64 now)
+static __always_inline void use_flow(struct __sk_buff *skb, const struct packet *pkt, const struct rw_ask *ask, int decision)
 {
 	__u32 index = (__u32)decision >> DECISION_BITS;
 	struct rw_flow_usage *usage = bpf_map_lookup_elem(&flow_usage, &index);
 	__u32 direction = ask->conntrack == RW_REPLY;
 	__u32 segments = skb->gso_segs ? skb->gso_segs : 1;
+	__u32 tick = bpf_jiffies64();
 
 	if (!usage)
 		return;
 	__sync_fetch_and_add(&usage->packets[direction], segments);
 	__sync_fetch_and_add(&usage->bytes[direction], skb->wire_len - segments * pkt->l3);
-	if (usage->last_seen != now)
-		usage->last_seen = now;
+	/* The clock is a call, and coarse: it goes on with the tick, which is a load. */
+	if (usage->tick != tick) {
+		usage->tick = tick;
+		usage->last_seen = bpf_ktime_get_coarse_ns();
+	}
 	/* A forged reset ends nothing. */
 	if (decision & NOT_TAKEN_FOR_ITS)
 		return;
@@ -1167,18 +1239,19 @@ static __always_inline int has_token(const struct rw_node_config *config, __u32 
 static __always_inline __u32 check_refused(struct __sk_buff *skb, const struct rw_node_config *config,
 					   const struct rw_node_device *device, const struct packet *pkt)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
 	const struct rw_node_address *to;
 	struct rw_ask ask;
 	int action;
 
-	if (!device->refused_ms || (__u32)(now / 1000000) - device->refused_ms > 1000 || pkt->fragment != WHOLE)
+	if (!device->refused_ms || pkt->fragment != WHOLE)
+		return RW_POD_PASSED;
+	if ((__u32)(bpf_ktime_get_coarse_ns() / 1000000) - device->refused_ms > 1000)
 		return RW_POD_PASSED;
 	__builtin_memset(&ask, 0, sizeof(ask));
 	ask.ethertype = pkt->ethertype;
 	use_own_tuple(pkt, &ask);
 	find_buckets(config, &ask);
-	action = find_decision(&ask, now) & 3;
+	action = find_decision(&ask) & 3;
 	if (action == RW_ACTION_DENY)
 		return RW_POD_DENIED;
 	if (action == RW_ACTION_ALLOW || has_token(config, skb->ifindex))
@@ -1378,13 +1451,13 @@ static __always_inline __u32 find_subject(const struct rw_ask *ask, const struct
 }
 
 /* Makes `from_pod` look closer for a second. */
-static __always_inline void note_refusal(const struct rw_ask *ask, __u64 now)
+static __always_inline void note_refusal(const struct rw_ask *ask)
 {
 	__u32 ifindex = ask->subject;
 	struct rw_node_device *port = bpf_map_lookup_elem(&node_devices, &ifindex);
 
 	if (port)
-		port->refused_ms = now / 1000000;
+		port->refused_ms = bpf_ktime_get_coarse_ns() / 1000000;
 }
 
 static __always_inline __u32 fail_mode(const struct rw_node_config *config)
@@ -1461,12 +1534,11 @@ static __always_inline int comes_from_pods(__u32 in_ifindex)
 	return device && (device->kind == RW_DEVICE_POD || device->flags & RW_DEVICE_PODS_ALONE);
 }
 
-static __always_inline __u32 hit(struct __sk_buff *skb, const struct packet *pkt, const struct rw_ask *ask, int decision,
-				 __u64 now)
+static __always_inline __u32 hit(struct __sk_buff *skb, const struct packet *pkt, const struct rw_ask *ask, int decision)
 {
 	/* The device of a VLAN has counted the packet before the one that it is on. */
 	if (!pkt->tagged)
-		use_flow(skb, pkt, ask, decision, now);
+		use_flow(skb, pkt, ask, decision);
 	return RW_EXIT_HIT;
 }
 
@@ -1481,7 +1553,6 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	__u32 zero = 0;
 	__u32 outcome;
 	int holds;
-	__u64 now;
 	int kind;
 
 	__builtin_memset(&pkt, 0, sizeof(pkt));
@@ -1515,12 +1586,11 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	read_connection(skb, &pkt, &ask);
 
 	find_buckets(config, &ask);
-	now = bpf_ktime_get_coarse_ns();
 	pulse = bpf_map_lookup_elem(&node_pulse, &zero);
-	holds = pulse && !(pulse->lease && now > pulse->lease);
+	holds = pulse && !(pulse->lease && bpf_ktime_get_coarse_ns() > pulse->lease);
 	/* Without conntrack, a fragment's ports are in another packet. */
 	if (holds && (pkt.fragment == WHOLE || ask.conntrack != RW_UNTRACKED))
-		decision = find_decision(&ask, now);
+		decision = find_decision(&ask);
 	/* That one end may begin associations says nothing about the other. */
 	if (pkt.sctp_init && ask.conntrack != RW_ORIGINAL && (decision & 3) == RW_ACTION_ALLOW)
 		decision = RW_ACTION_NONE;
@@ -1528,7 +1598,7 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	 * from, and that it is none of this host's stack, of the link or of a group. */
 	if ((decision & 3) == RW_ACTION_ALLOW && !is_related(&ask) &&
 	    (decision & SAME_WAY_IN || (ask.conntrack == RW_REPLY && ask.in_ifindex)))
-		return hit(skb, &pkt, &ask, decision, now);
+		return hit(skb, &pkt, &ask, decision);
 
 	to = find_address(pkt.dst);
 	from = find_address(pkt.src);
@@ -1562,9 +1632,9 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	if (!holds)
 		return fail_mode(config);
 	if ((decision & 3) == RW_ACTION_ALLOW)
-		return is_related(&ask) ? RW_EXIT_RELATED : hit(skb, &pkt, &ask, decision, now);
+		return is_related(&ask) ? RW_EXIT_RELATED : hit(skb, &pkt, &ask, decision);
 	if ((decision & 3) == RW_ACTION_DENY) {
-		note_refusal(&ask, now);
+		note_refusal(&ask);
 		return RW_EXIT_DENIED;
 	}
 
@@ -1584,7 +1654,7 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 		ask.flags |= RW_ASK_CACHEABLE;
 	outcome = ask_worker(skb, config, pulse, &ask);
 	if (outcome == RW_EXIT_ASK_LIMIT)
-		note_refusal(&ask, now);
+		note_refusal(&ask);
 	return outcome;
 }
 

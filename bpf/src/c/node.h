@@ -190,7 +190,9 @@ struct rw_flow_usage {
 	__u64 bytes[2];		/* from the IP header on */
 	__u64 last_seen;	/* CLOCK_MONOTONIC, ns, coarse */
 	__u8 tcp_flags[2];
-	__u8 pad[22];
+	__u16 pad;
+	__u32 tick;		/* the kernel's when `last_seen` was written; the programs' alone */
+	__u8 unused[16];
 };
 
 /* The only element of `node_pulse`, which workers and publisher write. CLOCK_MONOTONIC, ns. */
