@@ -25,6 +25,7 @@ use std::{
 use ipnet::IpNet;
 use libbpf_rs::{
     MapCore, MapFlags, MapHandle,
+    btf::{Btf, types::Func},
     skel::{OpenSkel, SkelBuilder},
 };
 
@@ -619,6 +620,7 @@ fn load(buckets: u32) -> Result<([OwnedFd; 5], Vec<MapHandle>), BpfError> {
     let mut open = NodeSkelBuilder::default().open(&mut storage).map_err(failed)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.flow_bucket_mask = buckets - 1;
+        rodata.has_casts = u8::from(has_casts());
     }
     open.maps.flow_buckets.set_max_entries(buckets).map_err(failed)?;
     open.maps
@@ -661,6 +663,16 @@ fn load(buckets: u32) -> Result<([OwnedFd; 5], Vec<MapHandle>), BpfError> {
     .map(MapHandle::try_from)
     .collect();
     Ok((programs, handles.map_err(|error| wrap(action, error))?))
+}
+
+/// Whether the kernel lets programs read its memory by a cast (Linux 6.2), without a call for each read.
+fn has_casts() -> bool {
+    let Ok(kernel) = Btf::from_vmlinux() else {
+        return false;
+    };
+    ["bpf_rdonly_cast", "bpf_cast_to_kern_ctx"]
+        .iter()
+        .all(|name| kernel.type_by_name::<Func<'_>>(name).is_some())
 }
 
 fn draw_secrets() -> Result<Secrets, BpfError> {

@@ -35,6 +35,8 @@ char LICENSE[] SEC("license") = "GPL";
 
 /* Number of buckets of the flow cache less one. */
 const volatile __u32 flow_bucket_mask = 0;
+/* Whether this kernel has `bpf_rdonly_cast` and `bpf_cast_to_kern_ctx`. */
+const volatile __u8 has_casts = 0;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -945,6 +947,49 @@ static __always_inline void read_ct_tuple(struct rw_tuple *to, const struct ct_t
 	to->dst_port = from->dst_port;
 }
 
+/* Both are no calls: the verifier puts a move in their place. */
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
+extern void *bpf_cast_to_kern_ctx(void *context) __ksym __weak;
+
+/* 16 bytes: a type by which kernel memory can be read, which every kernel has in its own type information. That of conntrack's
+ * structures may be a module's, of which the cast takes none. */
+struct in6_addr___of_kernel {
+} __attribute__((preserve_access_index));
+
+#define CAST_16_BYTES(at) bpf_rdonly_cast((const void *)(at), bpf_core_type_id_kernel(struct in6_addr___of_kernel))
+
+/* The same of a tuple in the kernel's memory. Answers its protocol. */
+static __always_inline __u8 cast_ct_tuple(struct rw_tuple *to, const struct ct_tuple *at)
+{
+	const struct {
+		__u32 src[4];
+	} *first = CAST_16_BYTES(at);
+	const struct {
+		__u16 src_port;
+		__u16 family;
+		__u32 dst[3];
+	} *second = CAST_16_BYTES(&at->src_port);
+	const struct {
+		__u32 dst_3;
+		__u16 dst_port;
+		__u8 protocol;
+	} *third = CAST_16_BYTES(&at->dst[3]);
+
+	if (second->family == AF_INET) {
+		map_ip4(to->src, first->src[0]);
+		map_ip4(to->dst, second->dst[0]);
+	} else {
+		copy_address(to->src, first->src);
+		to->dst[0] = second->dst[0];
+		to->dst[1] = second->dst[1];
+		to->dst[2] = second->dst[2];
+		to->dst[3] = third->dst_3;
+	}
+	to->src_port = second->src_port;
+	to->dst_port = third->dst_port;
+	return third->protocol;
+}
+
 /* Whether the packet is what leaves this host for a connection in a direction: NAT that conntrack does not know would show here. */
 static __always_inline int is_of_connection(const struct packet *pkt, const struct rw_ask *ask)
 {
@@ -964,25 +1009,42 @@ static __always_inline int is_of_connection(const struct packet *pkt, const stru
 	return !has_ports(pkt->protocol) || (pkt->src_port == other->dst_port && pkt->dst_port == other->src_port);
 }
 
+/* The packet's pointer to its connection, with the kernel's state number in the low bits. */
+static __always_inline unsigned long read_nfct(struct __sk_buff *skb)
+{
+	/* What a program gets is the kernel's own structure; the verifier allows another view of it to reads of kernel memory. */
+	const struct sk_buff *kernel_skb = (void *)skb;
+	unsigned long nfct;
+
+	if (has_casts) {
+		kernel_skb = bpf_cast_to_kern_ctx(skb);
+		return kernel_skb->_nfct;
+	}
+	return bpf_probe_read_kernel(&nfct, sizeof(nfct), &kernel_skb->_nfct) ? 0 : nfct;
+}
+
 /* Fills in the connection that conntrack has the packet in. Answers 0 where it has it in none, else the kernel's state number + 1.
  * Global, so that the verifier looks at it once. */
 __noinline int read_conntrack(struct __sk_buff *skb, struct rw_ask *ask)
 {
-	/* What a program gets is the kernel's own structure; the verifier allows another view of it to reads of kernel memory. So
-	 * it takes no bpf_cast_to_kern_ctx, which came with Linux 6.2. */
-	const struct sk_buff *kernel_skb = (void *)skb;
-	struct nf_conn *connection;
+	unsigned long nfct = read_nfct(skb);
+	struct nf_conn *connection = (void *)(nfct & ~CT_INFO_MASK);
+	__u32 info = nfct & CT_INFO_MASK;
 	struct ct_tuples tuples;
-	unsigned long nfct;
 	__u16 zone = 0;
-	__u32 info;
 
-	if (!ask || bpf_probe_read_kernel(&nfct, sizeof(nfct), &kernel_skb->_nfct))
+	if (!ask || !connection || info == CT_UNTRACKED)
 		return 0;
-	connection = (void *)(nfct & ~CT_INFO_MASK);
-	info = nfct & CT_INFO_MASK;
-	if (!connection || info == CT_UNTRACKED)
-		return 0;
+	if (has_casts) {
+		const struct ct_tuples *hashes = (void *)&connection->tuplehash;
+
+		if (bpf_core_field_exists(connection->zone))
+			zone = *(__u16 *)CAST_16_BYTES(&connection->zone.id);
+		ask->zone = zone;
+		ask->protocol = cast_ct_tuple(&ask->original, &hashes->hash[0].tuple);
+		cast_ct_tuple(&ask->reply, &hashes->hash[1].tuple);
+		return info + 1;
+	}
 	if (bpf_probe_read_kernel(&tuples, sizeof(tuples), &connection->tuplehash))
 		return 0;
 	if (bpf_core_field_exists(connection->zone) && bpf_probe_read_kernel(&zone, sizeof(zone), &connection->zone.id))
