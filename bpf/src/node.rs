@@ -180,8 +180,6 @@ pub struct Device {
     pub kind: DeviceKind,
     /// Its packets begin with the IP header (TUN, IPIP, WireGuard).
     pub no_link: bool,
-    /// Number of the endpoint, for reports; 0 where there is none.
-    pub endpoint: u32,
     /// One of a pod's addresses, which the programs need not look up. Whose addresses are is said by [`Node::set_addresses`] all
     /// the same.
     pub address_v4: Option<Ipv4Addr>,
@@ -195,7 +193,6 @@ impl Device {
         Self {
             kind,
             no_link: false,
-            endpoint: 0,
             address_v4: None,
             address_v6: None,
         }
@@ -215,9 +212,10 @@ pub enum Address {
 }
 
 /// Names of the maps, which are also the names of their pins. `node_config` is pinned last: it says whose the rest is.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     "node_pulse",
     "node_devices",
+    "device_places",
     "node_addresses",
     "service_cidrs",
     "ask_tokens",
@@ -278,6 +276,7 @@ impl Node {
             array("flow_usage")?,
             array("flow_epochs")?,
             array("node_pulse")?,
+            array("device_places")?,
         ];
         let memory = NodeMemory::map(arrays, buckets)
             .map_err(|source| BpfError::system("map the flow cache into memory", source))?;
@@ -370,12 +369,15 @@ impl Node {
     /// # Errors
     /// The kernel refuses: too many devices.
     pub fn set_device(&self, ifindex: u32, device: &Device) -> Result<(), BpfError> {
-        self.write(
-            "node_devices",
-            &ifindex.to_ne_bytes(),
-            &layout::device_bytes(device),
-            &format!("make the device with index {ifindex} known"),
-        )
+        let bytes = layout::device_bytes(ifindex, device);
+        self.memory.change_place(ifindex, Some(&bytes), || {
+            self.write(
+                "node_devices",
+                &ifindex.to_ne_bytes(),
+                &bytes,
+                &format!("make the device with index {ifindex} known"),
+            )
+        })
     }
 
     /// The indices of the devices that are known.
@@ -396,7 +398,9 @@ impl Node {
     /// The kernel refuses.
     pub fn remove_device(&self, ifindex: u32) -> Result<(), BpfError> {
         let what = format!("forget the device with index {ifindex}");
-        self.remove("node_devices", &ifindex.to_ne_bytes(), &what)?;
+        self.memory.change_place(ifindex, None, || {
+            self.remove("node_devices", &ifindex.to_ne_bytes(), &what)
+        })?;
         self.remove("ask_tokens", &ifindex.to_ne_bytes(), &what)
     }
 
@@ -648,6 +652,7 @@ fn load(buckets: u32) -> Result<([OwnedFd; 5], Vec<MapHandle>), BpfError> {
     let handles: Result<Vec<MapHandle>, _> = [
         &maps.node_pulse,
         &maps.node_devices,
+        &maps.device_places,
         &maps.node_addresses,
         &maps.service_cidrs,
         &maps.ask_tokens,

@@ -61,6 +61,15 @@ struct {
 	__type(value, struct rw_node_device);
 } node_devices SEC(".maps");
 
+/* The same devices where they are found without a call. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, RW_DEVICE_PLACES);
+	__type(key, __u32);
+	__type(value, struct rw_node_device);
+} device_places SEC(".maps");
+
 struct address {
 	__u32 words[4];
 };
@@ -661,6 +670,42 @@ static __always_inline int conclude(const struct rw_node_config *config, __u32 o
 	return drop && !audited ? TC_ACT_SHOT : NEXT;
 }
 
+#define barrier() asm volatile("" ::: "memory")
+
+/* Where a device is kept. Who reads there what matters together uses `read_device`. */
+static __always_inline struct rw_node_device *find_device(__u32 ifindex)
+{
+	__u32 index = ifindex & (RW_DEVICE_PLACES - 1);
+	struct rw_node_device *place = bpf_map_lookup_elem(&device_places, &index);
+
+	if (place && place->kind && place->ifindex == ifindex && !(place->version & 1))
+		return place;
+	return bpf_map_lookup_elem(&node_devices, &ifindex);
+}
+
+/* Copies what a device is, and answers where it is kept. Its place may be written meanwhile: what is not whole is read from the hash, of
+ * which a program sees one version. */
+static __always_inline struct rw_node_device *read_device(__u32 ifindex, struct rw_node_device *copy)
+{
+	__u32 index = ifindex & (RW_DEVICE_PLACES - 1);
+	struct rw_node_device *place = bpf_map_lookup_elem(&device_places, &index);
+	struct rw_node_device *device;
+	__u32 version;
+
+	if (place) {
+		version = *(volatile __u32 *)&place->version;
+		barrier();
+		*copy = *place;
+		barrier();
+		if (copy->kind && copy->ifindex == ifindex && !(version & 1) && *(volatile __u32 *)&place->version == version)
+			return place;
+	}
+	device = bpf_map_lookup_elem(&node_devices, &ifindex);
+	if (device)
+		*copy = *device;
+	return device;
+}
+
 static __always_inline struct rw_node_address *find_address(const __u32 *words)
 {
 	struct address key;
@@ -795,8 +840,6 @@ static __always_inline int epoch_holds(__u32 slot, __u32 epoch)
 	/* One ahead: judged by a snapshot whose bump comes presently. */
 	return now && epoch - *now <= 1;
 }
-
-#define barrier() asm volatile("" ::: "memory")
 
 /* Beside an action: the packet came in where its flow's came when it was asked about. */
 #define SAME_WAY_IN 4
@@ -1330,23 +1373,23 @@ static __always_inline __u32 check_refused(struct __sk_buff *skb, const struct r
 #define DISCOVERY_INTERVAL_MS 125
 #define DISCOVERY_BURST 32
 
-static __always_inline int within_discovery_limit(struct rw_node_device *device)
+static __always_inline int within_discovery_limit(struct rw_node_device *kept)
 {
 	__u32 now = bpf_ktime_get_coarse_ns() / 1000000;
 	/* How far what was heard reaches ahead of now; more than a burst: it is long over. Two CPUs at once may count one for
 	 * two, no more. */
-	__u32 ahead = device->discovery_until - now;
+	__u32 ahead = kept->discovery_until - now;
 
 	if (ahead > DISCOVERY_BURST * DISCOVERY_INTERVAL_MS)
 		ahead = 0;
 	if (ahead + DISCOVERY_INTERVAL_MS > DISCOVERY_BURST * DISCOVERY_INTERVAL_MS)
 		return 0;
-	device->discovery_until = now + ahead + DISCOVERY_INTERVAL_MS;
+	kept->discovery_until = now + ahead + DISCOVERY_INTERVAL_MS;
 	return 1;
 }
 
 static __always_inline __u32 judge_sent(struct __sk_buff *skb, const struct rw_node_config *config,
-					struct rw_node_device *device)
+					const struct rw_node_device *device, struct rw_node_device *kept)
 {
 	int no_link = device->flags & RW_DEVICE_NO_LINK;
 	struct packet pkt;
@@ -1380,7 +1423,7 @@ static __always_inline __u32 judge_sent(struct __sk_buff *skb, const struct rw_n
 	if (is_discovery(&pkt)) {
 		__u32 outcome = check_discovery(skb, &pkt, device);
 
-		if (outcome == RW_POD_LINK && is_link_local(pkt.src) && !within_discovery_limit(device))
+		if (outcome == RW_POD_LINK && is_link_local(pkt.src) && !within_discovery_limit(kept))
 			return RW_POD_LINK_LIMIT;
 		return outcome;
 	}
@@ -1395,15 +1438,14 @@ SEC("tc")
 int node_from_pod(struct __sk_buff *skb)
 {
 	struct rw_node_config *config = get_config();
-	__u32 ifindex = skb->ifindex;
-	struct rw_node_device *device;
+	struct rw_node_device device, *kept;
 
 	if (!config)
 		return TC_ACT_SHOT;
-	device = bpf_map_lookup_elem(&node_devices, &ifindex);
-	if (!device || device->kind != RW_DEVICE_POD)
+	kept = read_device(skb->ifindex, &device);
+	if (!kept || device.kind != RW_DEVICE_POD)
 		return conclude(config, RW_POD_UNKNOWN_DEVICE, skb->len);
-	return conclude(config, judge_sent(skb, config, device), skb->len);
+	return conclude(config, judge_sent(skb, config, &device, kept), skb->len);
 }
 
 /* ------------------------------------------------------------------ from_net */
@@ -1412,13 +1454,12 @@ SEC("tc")
 int node_from_net(struct __sk_buff *skb)
 {
 	struct rw_node_config *config = get_config();
-	__u32 ifindex = skb->ifindex;
 	struct rw_node_device *device;
 	struct packet pkt;
 
 	if (!config)
 		return TC_ACT_SHOT;
-	device = bpf_map_lookup_elem(&node_devices, &ifindex);
+	device = find_device(skb->ifindex);
 	if (!device)
 		return conclude(config, RW_NET_UNKNOWN_DEVICE, skb->len);
 	__builtin_memset(&pkt, 0, sizeof(pkt));
@@ -1456,7 +1497,7 @@ static __always_inline int is_from_port_of(const struct rw_node_address *pod, __
 
 	if (in_ifindex == ifindex)
 		return 1;
-	port = bpf_map_lookup_elem(&node_devices, &ifindex);
+	port = find_device(ifindex);
 	return port && port->master && port->master == in_ifindex;
 }
 
@@ -1515,8 +1556,7 @@ static __always_inline __u32 find_subject(const struct rw_ask *ask, const struct
 /* Makes `from_pod` look closer for a second. */
 static __always_inline void note_refusal(const struct rw_ask *ask)
 {
-	__u32 ifindex = ask->subject;
-	struct rw_node_device *port = bpf_map_lookup_elem(&node_devices, &ifindex);
+	struct rw_node_device *port = find_device(ask->subject);
 
 	if (port)
 		port->refused_ms = bpf_ktime_get_coarse_ns() / 1000000;
@@ -1592,7 +1632,7 @@ static __always_inline int comes_from_pods(__u32 in_ifindex)
 
 	if (!in_ifindex)
 		return 0;
-	device = bpf_map_lookup_elem(&node_devices, &in_ifindex);
+	device = find_device(in_ifindex);
 	return device && (device->kind == RW_DEVICE_POD || device->flags & RW_DEVICE_PODS_ALONE);
 }
 
@@ -1724,17 +1764,15 @@ SEC("tc")
 int node_exit(struct __sk_buff *skb)
 {
 	struct rw_node_config *config = get_config();
-	const struct rw_node_device *device;
-	__u32 ifindex = skb->ifindex;
+	struct rw_node_device device;
 	__u32 bytes = skb->len;
 	__u32 outcome;
 
 	if (!config)
 		return TC_ACT_SHOT;
-	device = bpf_map_lookup_elem(&node_devices, &ifindex);
-	if (!device)
+	if (!read_device(skb->ifindex, &device))
 		return conclude(config, RW_EXIT_UNKNOWN_DEVICE, bytes);
-	outcome = judge_leaving(skb, config, device);
+	outcome = judge_leaving(skb, config, &device);
 	if (outcome == RW_EXIT_ASKED) {
 		count(outcome, bytes, 0);
 		return bpf_redirect(config->ask_ifindex, 0);

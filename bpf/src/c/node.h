@@ -124,6 +124,7 @@ enum rw_conntrack {
 #define RW_MAX_BUCKETS 1048576		/* a power of two */
 #define RW_EPOCHS 65536
 #define RW_MAX_DEVICES 8192
+#define RW_DEVICE_PLACES 16384		/* a power of two */
 #define RW_MAX_ADDRESSES 65536
 #define RW_MAX_SERVICE_PREFIXES 1024
 #define RW_MAX_ASK_QUEUES 256
@@ -216,20 +217,22 @@ struct rw_node_config {
 	__u16 overlay_ports[RW_MAX_OVERLAY_PORTS]; /* be; 0 ends the list */
 };
 
-/* By index of the device. */
+/* By index of the device. `device_places` has the same at the index modulo its size, written as entries of the flow cache are; the first
+ * device of those with the same place has it. */
 struct rw_node_device {
-	__u32 kind;
-	__u32 flags;
+	__u16 kind;		/* in a place, 0: none */
+	__u16 flags;
+	__u32 version;		/* in a place; odd: being written */
 	__u32 master;		/* index of its bridge; 0: none */
-	__u32 endpoint;
+	__u32 ifindex;
 	__u8 mac[6];		/* pod: of its own end */
 	__u16 pad;
-	/* Written by the programs; ms. */
+	/* Written by the programs, in the place if the device has it; ms. */
 	__u32 refused_ms;	/* when a packet of this pod was last denied from the cache or refused a token; 0: never */
 	__u32 discovery_until;	/* see `within_discovery_limit` */
 	/* Pod: one of its addresses of each family, which `node_addresses` has, too; zeros for none. */
 	__u32 address[2][4];	/* be */
-};
+} __attribute__((aligned(8)));
 
 /* By address. */
 struct rw_node_address {
@@ -288,5 +291,10 @@ RW_AT(rw_flow_entry, expires, 112);
 RW_AT(rw_flow_usage, bytes, 16);
 RW_AT(rw_flow_usage, last_seen, 32);
 RW_AT(rw_flow_usage, tcp_flags, 40);
+RW_AT(rw_node_device, ifindex, 12);
+RW_AT(rw_node_device, mac, 16);
+RW_AT(rw_node_device, version, 4);
+RW_AT(rw_node_device, refused_ms, 24);
+RW_AT(rw_node_device, address, 32);
 
 #endif

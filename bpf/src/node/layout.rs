@@ -10,8 +10,8 @@ use crate::FailMode;
 const FAIL_OPEN: u32 = 1;
 const AUDIT: u32 = 2;
 const ENFORCING: u32 = 4;
-const NO_LINK: u32 = 1;
-const PODS_ALONE: u32 = 2;
+const NO_LINK: u16 = 1;
+const PODS_ALONE: u16 = 2;
 
 /// Most UDP ports of overlays.
 pub const MAX_OVERLAY_PORTS: usize = 16;
@@ -83,10 +83,21 @@ pub(super) fn read_config(bytes: &[u8]) -> Option<(u64, Secrets)> {
     (bytes.len() == CONFIG_BYTES).then_some((long(0)?, secrets))
 }
 
-/// `struct rw_node_device`; the programs write the two words before the addresses.
-pub(super) fn device_bytes(device: &Device) -> [u8; 64] {
+/// `struct rw_node_device`.
+pub(super) const DEVICE_BYTES: usize = 64;
+/// Where it has its kind.
+pub(super) const DEVICE_KIND: usize = 0;
+/// Where it has its version.
+pub(super) const DEVICE_VERSION: usize = 4;
+/// Where it has the index of the device.
+pub(super) const DEVICE_INDEX: usize = 12;
+/// Where it has the words that the programs write.
+pub(super) const DEVICE_STATE: std::ops::Range<usize> = 24..32;
+
+/// `struct rw_node_device`, with version 0.
+pub(super) fn device_bytes(ifindex: u32, device: &Device) -> [u8; DEVICE_BYTES] {
     let mut bytes = [0; 64];
-    let (kind, master, mac): (u32, u32, [u8; 6]) = match device.kind {
+    let (kind, master, mac): (u16, u32, [u8; 6]) = match device.kind {
         DeviceKind::Pod { mac, bridge } => (1, bridge.unwrap_or(0), mac),
         DeviceKind::Bridge { .. } => (2, 0, [0; 6]),
         DeviceKind::Other => (3, 0, [0; 6]),
@@ -96,10 +107,10 @@ pub(super) fn device_bytes(device: &Device) -> [u8; 64] {
     if device.kind == (DeviceKind::Bridge { pods_alone: true }) {
         flags |= PODS_ALONE;
     }
-    bytes[0..4].copy_from_slice(&kind.to_ne_bytes());
-    bytes[4..8].copy_from_slice(&flags.to_ne_bytes());
+    bytes[0..2].copy_from_slice(&kind.to_ne_bytes());
+    bytes[2..4].copy_from_slice(&flags.to_ne_bytes());
     bytes[8..12].copy_from_slice(&master.to_ne_bytes());
-    bytes[12..16].copy_from_slice(&device.endpoint.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&ifindex.to_ne_bytes());
     bytes[16..22].copy_from_slice(&mac);
     // None, as it is compared: the first is always a mapped address there, the second never.
     let none = [Ipv6Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()];
@@ -114,7 +125,7 @@ pub(super) fn device_bytes(device: &Device) -> [u8; 64] {
 
 /// The Ethernet address of a pod's own end, of what [`device_bytes`] wrote.
 pub(super) fn read_pod_mac(bytes: &[u8]) -> Option<[u8; 6]> {
-    let is_pod = bytes.first_chunk().copied().map(u32::from_ne_bytes) == Some(1);
+    let is_pod = bytes.first_chunk().copied().map(u16::from_ne_bytes) == Some(1);
     is_pod.then_some(*bytes.get(16..)?.first_chunk()?)
 }
 

@@ -5,8 +5,13 @@ use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    },
 };
+
+use super::layout::{DEVICE_BYTES, DEVICE_INDEX, DEVICE_KIND, DEVICE_STATE, DEVICE_VERSION};
 
 /// A mapped BPF array. The programs read, and of the usage write, while user space does: whoever looks inside uses atomics
 /// or volatile reads.
@@ -91,15 +96,19 @@ pub struct NodeMemory {
     pub epochs: Area,
     /// `struct rw_node_pulse`.
     pub pulse: Area,
+    /// `struct rw_node_device`, by index of the device modulo their number. Locked by who writes.
+    places: Mutex<Area>,
 }
 
 /// Number of epochs.
 pub const EPOCHS: u32 = 65_536;
+/// Number of places of devices.
+const DEVICE_PLACES: u32 = 16_384;
 
 impl NodeMemory {
     /// Maps the arrays of a cache with that many buckets.
-    pub(super) fn map(arrays: [BorrowedFd<'_>; 5], bucket_count: u32) -> io::Result<Self> {
-        let [buckets, entries, usage, epochs, pulse] = arrays;
+    pub(super) fn map(arrays: [BorrowedFd<'_>; 6], bucket_count: u32) -> io::Result<Self> {
+        let [buckets, entries, usage, epochs, pulse, places] = arrays;
         let bucket_count = bucket_count as usize;
         let area = |map, bytes: usize| Area::map(map, bytes.next_multiple_of(4096));
         Ok(Self {
@@ -108,7 +117,42 @@ impl NodeMemory {
             usage: area(usage, bucket_count * 8 * 64)?,
             epochs: area(epochs, EPOCHS as usize * 8)?,
             pulse: area(pulse, 16)?,
+            places: Mutex::new(area(places, DEVICE_PLACES as usize * DEVICE_BYTES)?),
         })
+    }
+
+    /// Writes what a device is into its place, or takes it out, while `change` does the same in the hash of devices. Until both are
+    /// done, and where `change` fails, the programs read the hash. A place that another device has stays as it is.
+    pub(super) fn change_place<E>(
+        &self,
+        ifindex: u32,
+        device: Option<&[u8; DEVICE_BYTES]>,
+        change: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = (ifindex % DEVICE_PLACES) as usize * DEVICE_BYTES;
+        let word = |at: usize| places.word(begin + at);
+        let read = |at: usize| word(at).map_or(0, |word| word.load(Ordering::Relaxed));
+        let is_taken = read(DEVICE_KIND) != 0;
+        let is_its_own = is_taken && read(DEVICE_INDEX) == ifindex;
+        let Some(version) = word(DEVICE_VERSION).filter(|_| is_its_own || !is_taken) else {
+            return change();
+        };
+        // Odd, as it stays where this process ends half-way.
+        let odd = version.load(Ordering::Relaxed) | 1;
+        version.store(odd, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        change()?;
+        let bytes = device.unwrap_or(&[0; DEVICE_BYTES]);
+        for (offset, value) in (0..).step_by(4).zip(bytes.as_chunks::<4>().0) {
+            // What the programs have noted of a device stays as long as the device does.
+            let is_state = DEVICE_STATE.contains(&offset) && is_its_own && device.is_some();
+            if let Some(word) = word(offset).filter(|_| offset != DEVICE_VERSION && !is_state) {
+                word.store(u32::from_ne_bytes(*value), Ordering::Relaxed);
+            }
+        }
+        version.store(odd.wrapping_add(1), Ordering::Release);
+        Ok(())
     }
 
     /// Says that the workers are alive: CLOCK_MONOTONIC, ns.

@@ -228,6 +228,67 @@ fn an_entry_that_is_being_written_is_none() {
     assert_eq!(node.counters().unwrap().get(Outcome::ExitHit).packets, 1);
 }
 
+/// A device is found in its place, and in the hash where another has the place or it is being written; both say the same.
+#[test]
+fn a_device_is_what_it_was_last_said_to_be_wherever_it_is_found() {
+    const PLACES: u32 = 16_384;
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new();
+    let node = &bench.node;
+    let frame = datagram(false);
+    let (own, other) = (["10.244.1.3", "fd00:244::3"], ["10.244.1.2", "fd00:244::2"]);
+    // Without the look-up of addresses, what the device says of itself counts alone.
+    for address in ["10.244.1.2", "10.244.1.3"] {
+        node.remove_address(address.parse().unwrap()).unwrap();
+    }
+    let count = |outcome| node.counters().unwrap().get(outcome).packets;
+    let sent = || {
+        let before = (
+            count(Outcome::PodPassed),
+            count(Outcome::PodSpoofedSource),
+            count(Outcome::PodUnknownDevice),
+        );
+        kernel::test_run_repeated(node.program(Hook::FromPod), &frame, 1, 1).unwrap();
+        let after = (
+            count(Outcome::PodPassed),
+            count(Outcome::PodSpoofedSource),
+            count(Outcome::PodUnknownDevice),
+        );
+        match (after.0 - before.0, after.1 - before.1, after.2 - before.2) {
+            (1, 0, 0) => "passed",
+            (0, 1, 0) => "spoofed",
+            (0, 0, 1) => "unknown",
+            other => panic!("{other:?}"),
+        }
+    };
+    let check = |at: &str| {
+        node.set_device(1, &port(own)).unwrap();
+        assert_eq!(sent(), "passed", "{at}");
+        node.set_device(1, &port(other)).unwrap();
+        assert_eq!(sent(), "spoofed", "{at}");
+        node.remove_device(1).unwrap();
+        assert_eq!(sent(), "unknown", "{at}");
+    };
+    check("in its place");
+    // Who comes first has the place, and leaves it free.
+    node.set_device(1 + PLACES, &port(own)).unwrap();
+    assert_eq!(sent(), "unknown");
+    check("beside another");
+    node.remove_device(1 + PLACES).unwrap();
+    check("in its place again");
+    // A process that ended half-way.
+    node.set_device(1, &port(own)).unwrap();
+    let failed = bench
+        .node
+        .memory()
+        .change_place(1, Some(&[0xff; 64]), || Err("the hash is as it was"));
+    assert!(failed.is_err());
+    assert_eq!(sent(), "passed");
+    check("after somebody ended half-way");
+}
+
 /// A VLAN's packets leave by two devices, one above the other: the second time they have their tag, a decision, and have been counted.
 #[test]
 fn a_tagged_packet_takes_a_decision_but_asks_for_none() {

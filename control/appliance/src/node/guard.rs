@@ -383,7 +383,6 @@ impl NodeGuard {
             let device = Device {
                 kind: device_kind(&interface, &kind, &bridges),
                 no_link: !interface.ethernet,
-                endpoint: 0,
                 address_v4: addresses().find_map(|address| match address {
                     IpAddr::V4(v4) => Some(v4),
                     IpAddr::V6(_) => None,
