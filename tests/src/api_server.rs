@@ -644,6 +644,21 @@ impl World {
         self.version
     }
 
+    /// Patches an object of a kind without namespaces, or its `/status`, which is one with it here. Lists are replaced (RFC 7396), where a real
+    /// server would look for elements of the same key.
+    fn patch(&mut self, path: &str, patch: &[u8]) -> Option<Value> {
+        let patch = serde_json::from_slice(patch).ok()?;
+        let collection = self.collections.iter().find(|it| {
+            it.served && !it.resource.namespaced && path.starts_with(&format!("{}/", it.resource.path()))
+        })?;
+        let name = path[collection.resource.path().len() + 1..].trim_end_matches("/status");
+        let key = (String::new(), name.to_owned());
+        let mut object = collection.objects.get(&key)?.value();
+        merge(&mut object, patch);
+        self.apply(object.clone());
+        Some(object)
+    }
+
     fn happened(&mut self, index: usize, event: &'static str, text: Arc<str>) {
         let (version, remembered) = (self.version, self.remembered);
         let collection = &mut self.collections[index];
@@ -785,7 +800,9 @@ struct Connection {
 
 /// A request, read.
 struct Request {
+    method: String,
     path: String,
+    body: Vec<u8>,
     query: BTreeMap<String, String>,
     token: Option<String>,
 }
@@ -831,6 +848,20 @@ impl Connection {
         }
         if let Some(resources) = resources_of(&world, &request.path) {
             return respond(output, 200, &resources);
+        }
+        if request.method == "PATCH" {
+            let patched = world.patch(&request.path, &request.body);
+            drop(world);
+            self.shared.changed.notify_all();
+            return match patched {
+                Some(object) => respond(output, 200, &object),
+                None => failure(
+                    output,
+                    404,
+                    "NotFound",
+                    "there is no such object, or this is no patch",
+                ),
+            };
         }
         let Some(index) = world
             .collections
@@ -1076,6 +1107,24 @@ impl Connection {
     }
 }
 
+/// JSON Merge Patch.
+fn merge(into: &mut Value, patch: Value) {
+    let Value::Object(fields) = patch else {
+        *into = patch;
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (name, value) in fields {
+        if value.is_null() {
+            into.as_object_mut().map(|object| object.remove(&name));
+        } else {
+            merge(&mut into[name], value);
+        }
+    }
+}
+
 fn groups(world: &World) -> Vec<Value> {
     let mut groups: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for resource in world
@@ -1127,7 +1176,9 @@ fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>>
     if input.read_line(&mut line)? == 0 {
         return Ok(None);
     }
-    let target = line.split_whitespace().nth(1).unwrap_or("/").to_owned();
+    let mut words = line.split_whitespace();
+    let method = words.next().unwrap_or_default().to_owned();
+    let target = words.next().unwrap_or("/").to_owned();
     let mut token = None;
     let mut length = 0;
     loop {
@@ -1144,7 +1195,8 @@ fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>>
             _ => {}
         }
     }
-    io::copy(&mut input.take(length), &mut io::sink())?;
+    let mut body = Vec::new();
+    input.take(length).read_to_end(&mut body)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let query = query
         .split('&')
@@ -1152,7 +1204,9 @@ fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>>
         .map(|(key, value)| (decoded(key), decoded(value)))
         .collect();
     Ok(Some(Request {
+        method,
         path: path.to_owned(),
+        body,
         query,
         token,
     }))
