@@ -1,8 +1,6 @@
 //! One cell: from the ordered rules that match a peer to decisions by protocol and port.
 
-use std::collections::BTreeMap;
-
-use ringwall_dataplane::classify::{Decision, PortDecision, PortRange, icmp};
+use ringwall_dataplane::classify::{Decision, NONE, PortDecision, PortRange, icmp};
 use ringwall_policy::{Action, PortMatch, Protocol};
 
 /// A rule, as a cell needs it.
@@ -89,9 +87,12 @@ pub(super) struct Isolation {
 
 impl Isolation {
     fn deny(self) -> PortDecision {
-        PortDecision {
-            decision: Decision::DENY,
-            provenance: self.provenance,
+        match self.provenance {
+            NONE => PortDecision::DENY,
+            provenance => PortDecision {
+                decision: Decision::DENY_BY_DEFAULT,
+                provenance,
+            },
         }
     }
 }
@@ -118,14 +119,20 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: Por
             of_rules.collect()
         });
         let covered = cover(rules, protocol, named.destination);
-        let mut active: BTreeMap<usize, u32> = BTreeMap::new();
-        for (position, rule) in rules.iter().enumerate() {
-            if rule.ports.is_none() && !rule.not_ports.iter().any(|port| is_of(port, protocol)) {
-                active.insert(position, 1);
-            }
-        }
-        let mut decide = |active: &BTreeMap<usize, u32>, lo: u16, hi: u16| {
-            let matching = || active.keys().filter_map(|position| rules.get(*position));
+        // By rule, how many of its ranges hold the port.
+        let mut active: Vec<u32> = rules
+            .iter()
+            .map(|rule| {
+                let everything =
+                    rule.ports.is_none() && !rule.not_ports.iter().any(|port| is_of(port, protocol));
+                u32::from(everything)
+            })
+            .collect();
+        let mut decide = |active: &[u32], lo: u16, hi: u16| {
+            let matching = || {
+                let rules = rules.iter().zip(active);
+                rules.filter(|(_, count)| **count > 0).map(|(rule, _)| rule)
+            };
             let Some(sources) = &sources else {
                 let then = first_match(matching(), isolating);
                 if then != otherwise {
@@ -139,9 +146,8 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: Por
                 return;
             };
             let from = || {
-                active
-                    .keys()
-                    .filter_map(|at| Some((rules.get(*at)?, sources.get(*at)?)))
+                let rules = rules.iter().zip(sources).zip(active);
+                rules.filter(|(_, count)| **count > 0).map(|(rule, _)| rule)
             };
             let known = by_source(from, isolating);
             match &known[..] {
@@ -179,14 +185,13 @@ pub(super) fn decide(rules: &[CellRule<'_>], isolating: &[Isolation], named: Por
         let mut edges = edges.chunk_by(|one, other| one.0 == other.0).peekable();
         while let Some(changes) = edges.next() {
             for (_, ends, position) in changes {
-                let count = active.entry(*position).or_default();
+                let Some(count) = active.get_mut(*position) else {
+                    continue;
+                };
                 if *ends {
                     *count -= 1;
                 } else {
                     *count += 1;
-                }
-                if *count == 0 {
-                    active.remove(position);
                 }
             }
             let first = |changes: &&[(u32, bool, usize)]| changes.first().map(|edge| edge.0);

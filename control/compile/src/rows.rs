@@ -232,27 +232,145 @@ pub(super) struct Rows {
     pages: usize,
     /// By page: rules (position in the row) and the classes that they match.
     laid: Vec<Vec<(u32, u64)>>,
-    /// Memory for lists of rules.
-    spare: Vec<Vec<u32>>,
     /// What rows begin with, while they are written one after the other and nothing else happens: by rules, and whether one of
     /// the row may lead past one that matches everything.
     beginnings: Option<HashMap<(Vec<u32>, bool), Beginning>>,
 }
 
-/// Classes, the rules that match them, and whether no further rule matters.
-type Part = (u64, Vec<u32>, bool);
-
 /// What the rules that several rows begin with say about each page.
 #[derive(Debug)]
 struct Beginning {
     /// By page: classes, and the number of their list.
-    pages: Vec<Vec<(u64, usize)>>,
+    pages: Vec<Vec<Part>>,
     /// Distinct lists of rules that match, and whether no further rule matters.
     lists: Vec<(Vec<u32>, bool)>,
     /// Rules for everyone.
     everyone: Vec<u32>,
     /// Pages that no further rule with peers touches, as far as rows had them, by what tells rows apart there.
     untouched: HashMap<UntouchedKey, Vec<Option<Page>>>,
+}
+
+/// Classes of a page, and the number of the list of rules that match them.
+type Part = (u64, usize);
+
+/// No rule, after which others matter.
+const NO_RULES: &[(Vec<u32>, bool)] = &[(Vec::new(), false)];
+
+/// Lists of rules that match parts of pages, each said as one more rule after a list that is known, so that nothing is copied or
+/// compared for a rule that is laid over a part.
+struct RuleLists<'a> {
+    /// Rules of the first lists.
+    first: &'a [(Vec<u32>, bool)],
+    /// All lists: the first ones, then those that rules after them make.
+    lists: Vec<RuleList>,
+    /// Number of the list that a rule after a list makes.
+    known: HashMap<(usize, u32), usize>,
+}
+
+struct RuleList {
+    /// Its last rule, and the list before that; of no matter to a first one.
+    rule: u32,
+    before: usize,
+    /// Whether no further rule matters.
+    ends: bool,
+    /// The rule that was laid over it last, and the list that this made: most often the next one is the same.
+    last: Option<(u32, usize)>,
+    /// Its port map with the names of the row alone, once it was needed.
+    map: Option<u32>,
+}
+
+impl RuleList {
+    const fn of(rule: u32, before: usize, ends: bool) -> Self {
+        Self {
+            rule,
+            before,
+            ends,
+            last: None,
+            map: None,
+        }
+    }
+}
+
+impl<'a> RuleLists<'a> {
+    fn after(first: &'a [(Vec<u32>, bool)]) -> Self {
+        Self {
+            first,
+            lists: first
+                .iter()
+                .map(|(_, ends)| RuleList::of(NONE, 0, *ends))
+                .collect(),
+            known: HashMap::new(),
+        }
+    }
+
+    /// The list with one rule more; itself where that does not matter.
+    fn with(&mut self, list: usize, rule: u32, ends: bool) -> usize {
+        let next = self.lists.len();
+        let Some(before) = self.lists.get_mut(list).filter(|before| !before.ends) else {
+            return list;
+        };
+        if let Some((_, same)) = before.last.filter(|(last, _)| *last == rule) {
+            return same;
+        }
+        let with = *self.known.entry((list, rule)).or_insert(next);
+        before.last = Some((rule, with));
+        if with == next {
+            self.lists.push(RuleList::of(rule, list, ends));
+        }
+        with
+    }
+
+    /// Its rules, in the order in which they decide, and whether no further rule matters.
+    fn rules(&self, number: usize) -> (Vec<u32>, bool) {
+        let (mut at, mut last) = (number, Vec::new());
+        while at >= self.first.len()
+            && let Some(list) = self.lists.get(at)
+        {
+            last.push(list.rule);
+            at = list.before;
+        }
+        let first = self.first.get(at).map(|(rules, _)| rules.as_slice());
+        let mut rules = first.unwrap_or_default().to_vec();
+        rules.extend(last.iter().rev());
+        (rules, self.lists.get(number).is_some_and(|list| list.ends))
+    }
+
+    /// Cuts parts of a page by the rules that are laid over it, in the order of their positions among `rules`. `passes`: whether
+    /// one of the row may lead past one that matches everything.
+    fn cut(
+        &mut self,
+        parts: &mut Vec<Part>,
+        laid: &[(u32, u64)],
+        (rules, passes): (&[u32], bool),
+        from: &Sources<'_>,
+    ) {
+        for (position, mask) in laid {
+            let Some(rule) = rules.get(*position as usize).copied() else {
+                continue;
+            };
+            let known = from.policies.rules.get(rule as usize);
+            let ends = !passes && known.is_some_and(RowRule::ends);
+            for at in 0..parts.len() {
+                let Some((of_part, list)) = parts.get(at).copied() else {
+                    break;
+                };
+                let inside = of_part & mask;
+                let with = match inside {
+                    0 => list,
+                    _ => self.with(list, rule, ends),
+                };
+                if with == list {
+                    continue;
+                }
+                if let Some(part) = parts.get_mut(at) {
+                    *part = (inside, with);
+                }
+                if inside != of_part {
+                    parts.push((of_part & !mask, list));
+                }
+            }
+        }
+    }
 }
 
 /// Further rules for everyone, the direction and names of the row, and its isolating tiers.
@@ -609,6 +727,7 @@ impl Rows {
         let rest = tables.page(&[(u64::MAX, map)]);
         let mut pages = vec![rest; self.pages];
 
+        let mut lists = RuleLists::after(NO_RULES);
         // The page written last, by what was laid over it: neighbours are often alike.
         let mut last: Option<WrittenPage> = None;
         for at in touched {
@@ -626,7 +745,7 @@ impl Rows {
                     if let Some(before) = before {
                         self.clear(before.at, before.laid);
                     }
-                    let parts = self.parts(&row, &laid, at, by_class, from, tables);
+                    let parts = self.parts(&mut lists, &row, (&laid, at, by_class), from, tables);
                     let page = tables.page(&parts);
                     WrittenPage { at, laid, page }
                 }
@@ -651,22 +770,25 @@ impl Rows {
     fn beginning(&mut self, rules: &[u32], passes: bool, from: &Sources<'_>) -> Beginning {
         let mut everyone: Vec<u32> = Vec::new();
         self.lay(rules, 0, &mut everyone, from);
-        let mut numbers: HashMap<(Vec<u32>, bool), usize> = HashMap::new();
+        let mut cut = RuleLists::after(NO_RULES);
+        let mut numbers: HashMap<usize, usize> = HashMap::new();
         let mut lists: Vec<(Vec<u32>, bool)> = Vec::new();
         let mut pages = Vec::with_capacity(self.pages);
+        let mut parts: Vec<Part> = Vec::new();
         for at in 0..self.pages {
             let mut laid = self.laid.get_mut(at).map(std::mem::take).unwrap_or_default();
             laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
             laid.sort_unstable_by_key(|(position, _)| *position);
-            let mut parts: Vec<Part> = vec![(u64::MAX, self.spare.pop().unwrap_or_default(), false)];
-            self.cut(&mut parts, &laid, rules, passes, from);
+            parts.clear();
+            parts.push((u64::MAX, 0));
+            cut.cut(&mut parts, &laid, (rules, passes), from);
             self.clear(at, laid);
-            let numbered = parts.into_iter().map(|(mask, rules, ends)| {
-                let number = *numbers.entry((rules, ends)).or_insert_with_key(|list| {
-                    lists.push(list.clone());
+            let numbered = parts.iter().map(|(mask, list)| {
+                let number = *numbers.entry(*list).or_insert_with(|| {
+                    lists.push(cut.rules(*list));
                     lists.len() - 1
                 });
-                (mask, number)
+                (*mask, number)
             });
             pages.push(numbered.collect());
         }
@@ -692,59 +814,51 @@ impl Rows {
             own: row.own_names,
             peer: 0,
         };
-        let names = (row.ingress, names);
         let rest = row.rules.get(row.shared..).unwrap_or_default();
         let mut everyone: Vec<u32> = Vec::new();
         self.lay(rest, row.shared as u32, &mut everyone, from);
         let rule_at = |position: &u32| row.rules.get(*position as usize).copied();
         let for_all: Vec<u32> = everyone.iter().filter_map(rule_at).collect();
-        let mut maps: Vec<Option<u32>> = vec![None; beginning.lists.len()];
         let mut pages: Vec<Page> = Vec::with_capacity(beginning.pages.len());
-        let (lists, key) = (&beginning.lists, (for_all.clone(), names, row.isolations));
+        let key = (for_all.clone(), (row.ingress, names), row.isolations);
         if beginning.untouched.len() >= MOST_UNTOUCHED && !beginning.untouched.contains_key(&key) {
             beginning.untouched.clear();
         }
         let untouched = beginning.untouched.entry(key);
         let untouched = untouched.or_insert_with(|| vec![None; beginning.pages.len()]);
+        let mut lists = RuleLists::after(&beginning.lists);
+        let everyone: Vec<(u32, u64)> = everyone.iter().map(|position| (*position, u64::MAX)).collect();
+        let mut parts: Vec<Part> = Vec::new();
+        let mut mapped: Vec<(u64, u32)> = Vec::new();
         for ((at, known), untouched) in beginning.pages.iter().enumerate().zip(untouched) {
-            if self.laid.get(at).is_none_or(Vec::is_empty) {
-                let page = untouched.get_or_insert_with(|| {
-                    let mapped = known.iter().filter_map(|(mask, number)| {
-                        let (place, (rules, ends)) = (maps.get_mut(*number)?, lists.get(*number)?);
-                        let map = *place.get_or_insert_with(|| {
-                            let mut all = rules.clone();
-                            if !ends {
-                                all.extend(&for_all);
-                            }
-                            self.map(&all, names, row.isolations, from, tables)
-                        });
-                        Some((*mask, map))
-                    });
-                    let mapped: Vec<(u64, u32)> = mapped.collect();
-                    tables.page(&mapped)
-                });
+            let is_untouched = self.laid.get(at).is_none_or(Vec::is_empty);
+            if is_untouched && let Some(page) = untouched {
                 pages.push(*page);
                 continue;
             }
             let mut laid = self.laid.get_mut(at).map(std::mem::take).unwrap_or_default();
-            laid.extend(everyone.iter().map(|position| (*position, u64::MAX)));
+            laid.extend(&everyone);
             laid.sort_unstable_by_key(|(position, _)| *position);
-            let parts = known.iter().filter_map(|(mask, number)| {
-                let (rules, ends) = lists.get(*number)?;
-                Some((*mask, rules.clone(), *ends))
-            });
-            let mut parts: Vec<Part> = parts.collect();
-            self.cut(&mut parts, &laid, &row.rules, row.passes, from);
-            let mapped = parts
-                .into_iter()
-                .map(|(mask, rules, _)| (mask, self.map(&rules, names, row.isolations, from, tables)));
-            let mapped: Vec<(u64, u32)> = mapped.collect();
+            parts.clear();
+            parts.extend(known);
+            lists.cut(&mut parts, &laid, (&row.rules, row.passes), from);
             self.clear(at, laid);
-            pages.push(tables.page(&mapped));
+            mapped.clear();
+            for (mask, list) in &parts {
+                mapped.push((
+                    *mask,
+                    self.map_of_list(&mut lists, *list, names, &row, from, tables),
+                ));
+            }
+            let page = tables.page(&mapped);
+            if is_untouched {
+                *untouched = Some(page);
+            }
+            pages.push(page);
         }
         let mut for_others = beginning.everyone.clone();
         for_others.extend(&for_all);
-        let map = self.map(&for_others, names, row.isolations, from, tables);
+        let map = self.map(&for_others, (row.ingress, names), row.isolations, from, tables);
         self.rows.push(row);
         tables.row_of_pages(isolating, &pages, map)
     }
@@ -757,82 +871,63 @@ impl Rows {
         }
     }
 
-    /// Cuts a page's classes by the rules that match them; answers masks and port maps.
+    /// Cuts a page's classes by the rules that are laid over it; answers masks and port maps. `by_class`: whether a rule asks each
+    /// peer for the names of its ports.
     fn parts(
         &mut self,
+        lists: &mut RuleLists<'_>,
         row: &Row,
-        laid: &[(u32, u64)],
-        page: usize,
-        by_class: bool,
+        (laid, page, by_class): (&[(u32, u64)], usize, bool),
         from: &Sources<'_>,
         tables: &mut ImageBuilder,
     ) -> Vec<(u64, u32)> {
-        let mut parts: Vec<Part> = vec![(u64::MAX, self.spare.pop().unwrap_or_default(), false)];
-        self.cut(&mut parts, laid, &row.rules, row.passes, from);
+        let mut parts: Vec<Part> = vec![(u64::MAX, 0)];
+        lists.cut(&mut parts, laid, (&row.rules, row.passes), from);
+        let own = row.own_names;
         let mut mapped = Vec::with_capacity(parts.len());
-        for (mask, mut rules, _) in parts {
-            let names = |peer| {
-                let own = row.own_names;
-                (row.ingress, Names { own, peer })
-            };
-            match by_class {
-                true => {
-                    let mut split: Vec<(u32, u64)> = Vec::new();
-                    for bit in (0..CLASSES_PER_PAGE).filter(|bit| mask >> bit & 1 == 1) {
-                        let class = from.classes.get((page * CLASSES_PER_PAGE + bit) as u32);
-                        let ports = class.map_or(0, Class::ports);
-                        match split.iter_mut().find(|(known, _)| *known == ports) {
-                            Some((_, mask)) => *mask |= 1 << bit,
-                            None => split.push((ports, 1 << bit)),
-                        }
-                    }
-                    for (ports, mask) in split {
-                        mapped.push((mask, self.map(&rules, names(ports), row.isolations, from, tables)));
-                    }
-                }
-                false => mapped.push((mask, self.map(&rules, names(0), row.isolations, from, tables))),
+        for (mask, list) in parts {
+            if !by_class {
+                let names = Names { own, peer: 0 };
+                mapped.push((mask, self.map_of_list(lists, list, names, row, from, tables)));
+                continue;
             }
-            rules.clear();
-            self.spare.push(rules);
+            let mut split: Vec<(u32, u64)> = Vec::new();
+            for bit in (0..CLASSES_PER_PAGE).filter(|bit| mask >> bit & 1 == 1) {
+                let class = from.classes.get((page * CLASSES_PER_PAGE + bit) as u32);
+                let ports = class.map_or(0, Class::ports);
+                match split.iter_mut().find(|(known, _)| *known == ports) {
+                    Some((_, mask)) => *mask |= 1 << bit,
+                    None => split.push((ports, 1 << bit)),
+                }
+            }
+            let (rules, _) = lists.rules(list);
+            for (peer, mask) in split {
+                let names = (row.ingress, Names { own, peer });
+                mapped.push((mask, self.map(&rules, names, row.isolations, from, tables)));
+            }
         }
         mapped
     }
 
-    /// Cuts parts of a page by the rules that are laid over it, in the order of their positions among `rules`.
-    fn cut(
+    /// The port map of a list of rules, with the names of the row alone.
+    fn map_of_list(
         &mut self,
-        parts: &mut Vec<Part>,
-        laid: &[(u32, u64)],
-        rules: &[u32],
-        passes: bool,
+        lists: &mut RuleLists<'_>,
+        list: usize,
+        names: Names,
+        row: &Row,
         from: &Sources<'_>,
-    ) {
-        for (position, mask) in laid {
-            let Some(rule) = rules.get(*position as usize).copied() else {
-                continue;
-            };
-            let known = from.policies.rules.get(rule as usize);
-            let ends = !passes && known.is_some_and(RowRule::ends);
-            for at in 0..parts.len() {
-                let Some(part) = parts.get_mut(at) else { break };
-                let inside = part.0 & mask;
-                if inside == 0 || part.2 {
-                    continue;
-                }
-                if inside != part.0 {
-                    let mut same = self.spare.pop().unwrap_or_default();
-                    same.extend_from_slice(&part.1);
-                    let outside = (part.0 & !mask, same, part.2);
-                    part.0 = inside;
-                    part.1.push(rule);
-                    part.2 = ends;
-                    parts.push(outside);
-                } else {
-                    part.1.push(rule);
-                    part.2 = ends;
-                }
-            }
+        tables: &mut ImageBuilder,
+    ) -> u32 {
+        if let Some(map) = lists.lists.get(list).and_then(|list| list.map) {
+            return map;
         }
+        let (rules, _) = lists.rules(list);
+        let map = self.map(&rules, (row.ingress, names), row.isolations, from, tables);
+        if let Some(list) = lists.lists.get_mut(list) {
+            list.map = Some(map);
+        }
+        map
     }
 
     /// The port map of rules of a direction that all match, with the lists of named ports of both ends.

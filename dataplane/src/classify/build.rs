@@ -142,7 +142,7 @@ pub struct PortDecision {
     /// What is decided.
     pub decision: Decision,
     /// The rule that decides, from [`ImageBuilder::rule`]; [`NONE`] where none does: deny then means isolated,
-    /// allow means open.
+    /// allow means open. Of [`Decision::DENY_BY_DEFAULT`] the policies, from [`ImageBuilder::isolating`].
     pub provenance: u32,
 }
 

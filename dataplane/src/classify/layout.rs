@@ -20,7 +20,7 @@ pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1007 } else { 7 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1008 } else { 8 };
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;
@@ -233,10 +233,12 @@ pub(super) struct TrieNode {
 pub(super) const TRIE_CHILD: u32 = 1 << 31;
 
 /// An entry of a palette with this bit holds the cell's decision itself, which is the same for every protocol and port: the
-/// next bit says whether it allows, the one after that is zero, the others say which rule decides ([`NONE`] where all are set).
+/// next bit says whether it allows, the one after that whether it is [`Decision::DENY_BY_DEFAULT`], the others say which rule decides
+/// ([`NONE`] where all are set).
 /// Without it, the entry is the index of a port map.
 pub(super) const SAME_FOR_ALL: u32 = 1 << 31;
 const ALLOWS_ALL: u32 = 1 << 30;
+const DENIES_BY_DEFAULT: u32 = 1 << 29;
 const RULE_BITS: u32 = 29;
 
 /// Rules that decide whole cells have smaller indices: the highest bit is [`NONE`]'s.
@@ -244,15 +246,20 @@ pub(super) const MOST_RULES: u32 = 1 << (RULE_BITS - 1);
 
 /// The palette entry of a decision for every protocol and port; `provenance` is [`NONE`] or below [`MOST_RULES`].
 pub(super) const fn whole_cell(decision: Decision, provenance: u32) -> u32 {
-    let allows = if decision.allows() { ALLOWS_ALL } else { 0 };
-    SAME_FOR_ALL | allows | provenance & ((1 << RULE_BITS) - 1)
+    let decision = match decision {
+        Decision::ALLOW => ALLOWS_ALL,
+        Decision::DENY_BY_DEFAULT => DENIES_BY_DEFAULT,
+        _ => 0,
+    };
+    SAME_FOR_ALL | decision | provenance & ((1 << RULE_BITS) - 1)
 }
 
 /// What such an entry decides, and the rule. Of the index of a port map, which is below 2^30: that nothing is allowed.
 #[inline]
 pub(super) const fn whole_cell_decision(entry: u32) -> (Decision, u32) {
+    let (allows, by_default) = (entry & ALLOWS_ALL != 0, entry & DENIES_BY_DEFAULT != 0);
     (
-        Decision((entry & ALLOWS_ALL != 0) as u8),
+        Decision(allows as u8 | (by_default as u8) << 1),
         ((entry << (32 - RULE_BITS)) as i32 >> (32 - RULE_BITS)) as u32,
     )
 }
@@ -310,6 +317,9 @@ impl Decision {
     pub const DENY: Self = Self(0);
     /// The packet may pass.
     pub const ALLOW: Self = Self(1);
+    /// The packet may not pass, by the default of a tier after the first that denies by default: in place of a rule, its policies are
+    /// listed.
+    pub const DENY_BY_DEFAULT: Self = Self(1 << 1);
     /// Log the packet. Reserved: refused by this build.
     pub const LOG: u8 = 1 << 2;
     /// Decided by a staged policy: count, do not enforce. Reserved: refused by this build.
@@ -330,7 +340,7 @@ impl Decision {
 
     /// Whether this build carries out all that the bits say.
     pub(super) const fn is_known(self) -> bool {
-        self.0 <= Self::ALLOW.0
+        self.0 <= Self::DENY_BY_DEFAULT.0
     }
 }
 

@@ -19,9 +19,8 @@ use super::{
     bucket::{self, Bucket},
     layout::{
         BucketV4, BucketV6, CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_TEMPLATE, FLAG_ALLOW_UNKNOWN,
-        IdentityRecord, IntervalRecord, NONE, PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord,
-        PortMapRecord, SAME_FOR_ALL, TRIE_CHILD, TrieNode, name_home, name_tag, page_slot,
-        whole_cell_decision,
+        IdentityRecord, IntervalRecord, NONE, PROVENANCE_RULE, PageRecord, PortMapRecord, SAME_FOR_ALL,
+        TRIE_CHILD, TrieNode, name_home, name_tag, page_slot, whole_cell_decision,
     },
     table::Table,
 };
@@ -628,42 +627,25 @@ impl Snapshot {
     /// What a decision of the row with this index means.
     #[inline]
     fn verdict_of(&self, row: usize, decision: Decision, provenance: u32) -> DirectionVerdict {
-        match (decision.allows(), provenance) {
-            (true, NONE) => allowed(Effect::Profile),
-            (true, rule) => DirectionVerdict {
+        let denied = |effect, provenance| DirectionVerdict {
+            allow: false,
+            effect,
+            provenance,
+        };
+        match (decision, provenance) {
+            (Decision::ALLOW, NONE) => allowed(Effect::Profile),
+            (Decision::ALLOW, rule) => DirectionVerdict {
                 allow: true,
                 effect: Effect::Allow,
                 provenance: rule,
             },
-            (false, NONE) => DirectionVerdict {
-                allow: false,
-                effect: Effect::Isolated,
-                provenance: self
-                    .image
-                    .parts
-                    .tables
-                    .rows
-                    .get(row)
-                    .map_or(NONE, |record| record.isolating),
-            },
-            // A tier after the first that denies by default: its policies are listed.
-            (false, list) if self.is_isolating(list) => DirectionVerdict {
-                allow: false,
-                effect: Effect::Isolated,
-                provenance: list,
-            },
-            (false, rule) => DirectionVerdict {
-                allow: false,
-                effect: Effect::Deny,
-                provenance: rule,
-            },
+            (Decision::DENY_BY_DEFAULT, list) => denied(Effect::Isolated, list),
+            (_, NONE) => {
+                let record = self.image.parts.tables.rows.get(row);
+                denied(Effect::Isolated, record.map_or(NONE, |record| record.isolating))
+            }
+            (_, rule) => denied(Effect::Deny, rule),
         }
-    }
-
-    /// Whether a provenance is a list of policies.
-    fn is_isolating(&self, provenance: u32) -> bool {
-        let record = self.image.parts.tables.provenance.get(provenance as usize);
-        record.is_some_and(|record| record.kind == PROVENANCE_ISOLATING)
     }
 
     /// The palette entry of one cell; None where the numbers leave the tables.

@@ -602,6 +602,64 @@ fn many_hosts_are_found_within_the_bounded_search() {
     assert_eq!(snapshot.sizes().hosts, 10_000);
 }
 
+/// A row all of whose cells decide the same; `provenance` chooses from a set of policies and a policy.
+fn deny_all(
+    image: &mut ImageBuilder,
+    decision: Decision,
+    provenance: impl FnOnce(u32, u32, &mut ImageBuilder) -> u32,
+) {
+    let policy = image.policy("NetworkPolicy", "NetworkPolicy", "default", "closed");
+    let isolating = image.isolating(&[policy]);
+    let provenance = provenance(isolating, policy, image);
+    let whole = image.port_map(PortDecision { decision, provenance }, &[]);
+    image.row(isolating, &[whole]);
+}
+
+#[test]
+fn a_later_tier_denies_by_default_with_its_own_policies() {
+    let mut image = ImageBuilder::new(Generation(1));
+    let first = image.policy("Admin", "ClusterNetworkPolicy", "", "first");
+    let later = image.policy("NetworkPolicy", "NetworkPolicy", "default", "later");
+    let (of_row, of_cell) = (image.isolating(&[first]), image.isolating(&[later]));
+    let by_default = PortDecision {
+        decision: Decision::DENY_BY_DEFAULT,
+        provenance: of_cell,
+    };
+    let ports = image.port_map(
+        PortDecision::DENY,
+        &[PortRange {
+            protocol: 6,
+            lo: 80,
+            hi: 80,
+            then: by_default,
+        }],
+    );
+    let whole = image.port_map(by_default, &[]);
+    let rows = [image.row(of_row, &[ports]), image.row(of_row, &[whole])];
+    let mut ends = Vec::new();
+    for (row, number) in rows.into_iter().zip(0..) {
+        let identity = image.identity(Identity {
+            endpoint: number,
+            ingress: row,
+            ..somewhere(IdentityKind::Pod, 0)
+        });
+        image.endpoint("default", &format!("pod-{number}"), false, identity);
+        ends.push(v4(10, 0, 0, number as u8));
+        image.host(v4(10, 0, 0, number as u8), identity);
+    }
+    let snapshot = Snapshot::open(&image.finish([0; 32]).unwrap()).unwrap();
+    let denied = |to: usize, port: u16| {
+        let verdict = judge(&snapshot, v4(192, 0, 2, 1), ends[to], tcp(port)).ingress;
+        assert!(!verdict.allow);
+        assert_eq!(verdict.effect, Effect::Isolated);
+        verdict.provenance
+    };
+    assert_eq!(
+        [denied(0, 79), denied(0, 80), denied(1, 79)],
+        [of_row, of_cell, of_cell]
+    );
+}
+
 #[test]
 fn wrong_calls_are_refused() {
     let fails = |with: &dyn Fn(&mut ImageBuilder)| {
@@ -649,6 +707,17 @@ fn wrong_calls_are_refused() {
                 provenance: NONE,
             };
             image.port_map(redirect, &[]);
+        }),
+        ("of a rule that does not exist", &|image: &mut ImageBuilder| {
+            deny_all(image, Decision::DENY_BY_DEFAULT, |_, policy, image| {
+                image.rule(policy, 0)
+            });
+        }),
+        ("of a rule that does not exist", &|image: &mut ImageBuilder| {
+            deny_all(image, Decision::DENY, |set, _, _| set);
+        }),
+        ("of a rule that does not exist", &|image: &mut ImageBuilder| {
+            deny_all(image, Decision::DENY_BY_DEFAULT, |_, _, _| NONE);
         }),
     ] {
         let error = fails(with);

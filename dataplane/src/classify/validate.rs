@@ -9,7 +9,7 @@ use super::{
     image::{ChangedChunks, knows_flags, table_error},
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, MAX_REACH, NONE, OTHER_PROTOCOLS, PROVENANCE_ISOLATING,
-        PROVENANCE_RULE, ProvenanceRecord, SAME_FOR_ALL, SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
+        PROVENANCE_RULE, SAME_FOR_ALL, SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
         whole_cell_decision,
     },
     snapshot::as_identity,
@@ -353,11 +353,13 @@ impl Snapshot {
 
     fn is_decided(&self, decision: Decision, provenance: u32) -> bool {
         let rule = self.image.parts.tables.provenance.get(provenance as usize);
-        // What is denied may name the policies of a tier that denies by default.
-        let fits = |rule: &ProvenanceRecord| {
-            rule.kind == PROVENANCE_RULE || rule.kind == PROVENANCE_ISOLATING && !decision.allows()
+        let kind = match decision {
+            Decision::DENY_BY_DEFAULT => PROVENANCE_ISOLATING,
+            _ => PROVENANCE_RULE,
         };
-        decision.is_known() && (provenance == NONE || rule.is_some_and(fits))
+        let is_named = rule.is_some_and(|rule| rule.kind == kind);
+        let is_unnamed = provenance == NONE && decision != Decision::DENY_BY_DEFAULT;
+        decision.is_known() && (is_named || is_unnamed)
     }
 
     fn check_port_map(&self, index: usize) -> Check {
