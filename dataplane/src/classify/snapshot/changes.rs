@@ -13,8 +13,8 @@ use crate::{
         bucket::Bucket,
         image::Tables,
         layout::{
-            CLASSES_PER_PAGE, Decision, MAX_REACH, PROVENANCE_RULE, SAME_FOR_ALL, TILE_PAGES, TILE_ROWS,
-            page_slot, whole_cell_decision,
+            CLASSES_PER_PAGE, Decision, MAX_REACH, PROVENANCE_RULE, PageRecord, SAME_FOR_ALL, TILE_PAGES,
+            TILE_ROWS, page_slot, whole_cell_decision,
         },
         table::{Record, Table},
     },
@@ -203,46 +203,68 @@ impl Snapshot {
     fn changed_pages(&self, older: &Self, port_maps: &HashSet<u32>) -> Vec<(u32, u32)> {
         let (head, was) = (&self.image.parts.head, &older.image.parts.head);
         let (tables, old) = (&self.image.parts.tables, &older.image.parts.tables);
-        let patterns: HashSet<u32> = numbers(&tables.patterns, &old.patterns).collect();
-        let mut palettes: Vec<u32> = numbers(&tables.palettes, &old.palettes).collect();
+        let mut patterns = vec![false; tables.patterns.len()];
+        let changed_patterns = differing_records(&tables.patterns, &old.patterns);
+        let mut palettes = differing_records(&tables.palettes, &old.palettes);
         if !port_maps.is_empty() {
-            let cells = tables.palettes.iter().zip(0..);
+            let cells = tables.palettes.iter().enumerate();
             palettes.extend(
                 cells
-                    .filter(|(map, _)| port_maps.contains(*map))
-                    .map(|(_, at)| at),
+                    .filter(|(_, map)| port_maps.contains(*map))
+                    .map(|(at, _)| at),
             );
-            palettes.sort_unstable();
         }
+        // First entries of palettes that may hold one of these.
+        let mut first_entries = vec![false; tables.palettes.len()];
+        for changed in &palettes {
+            let first = changed.saturating_sub(CLASSES_PER_PAGE - 1);
+            first_entries
+                .iter_mut()
+                .take(changed + 1)
+                .skip(first)
+                .for_each(|entry| *entry = true);
+        }
+        for changed in &changed_patterns {
+            if let Some(pattern) = patterns.get_mut(*changed) {
+                *pattern = true;
+            }
+        }
+        let is_touched = |record: &PageRecord| {
+            let marked = |marks: &[bool], at: u32| marks.get(at as usize).copied().unwrap_or(true);
+            marked(&patterns, record.pattern) || marked(&first_entries, record.palette)
+        };
         let pages = (was.classes as usize).div_ceil(CLASSES_PER_PAGE);
         let rows = was.rows as usize;
-        let mut found = Vec::new();
-        let mut note = |row: usize, page: usize| {
-            found.push((row as u32 + 1, (page * CLASSES_PER_PAGE) as u32));
-        };
-        if head.row_tiles == was.row_tiles && patterns.is_empty() && palettes.is_empty() {
-            for slot in differing_records(&tables.row_pages, &old.row_pages) {
+        if head.row_tiles == was.row_tiles {
+            let mut slots = differing_records(&tables.row_pages, &old.row_pages);
+            if !changed_patterns.is_empty() || !palettes.is_empty() {
+                let records = tables.row_pages.iter().enumerate();
+                slots.extend(
+                    records
+                        .filter(|(_, record)| is_touched(record))
+                        .map(|(slot, _)| slot),
+                );
+                slots.sort_unstable();
+                slots.dedup();
+            }
+            let places = slots.into_iter().map(|slot| {
                 let (in_tile, tile) = (slot % (TILE_ROWS * TILE_PAGES), slot / (TILE_ROWS * TILE_PAGES));
                 let row = tile % head.row_tiles as usize * TILE_ROWS + in_tile % TILE_ROWS;
-                let page = tile / head.row_tiles as usize * TILE_PAGES + in_tile / TILE_ROWS;
-                if row < rows && page < pages {
-                    note(row, page);
-                }
-            }
-            return found;
+                (
+                    row,
+                    tile / head.row_tiles as usize * TILE_PAGES + in_tile / TILE_ROWS,
+                )
+            });
+            let places = places.filter(|(row, page)| *row < rows && *page < pages);
+            return places.map(|(row, page)| row_and_class(row, page)).collect();
         }
+        let mut found = Vec::new();
         for page in 0..pages {
             for row in 0..rows {
                 let record = tables.row_pages.get(page_slot(row, page, head.row_tiles));
                 let same = record == old.row_pages.get(page_slot(row, page, was.row_tiles));
-                let touched = record.is_none_or(|record| {
-                    let at = palettes.partition_point(|palette| *palette < record.palette);
-                    let end = record.palette.saturating_add(CLASSES_PER_PAGE as u32);
-                    patterns.contains(&record.pattern)
-                        || palettes.get(at).is_some_and(|palette| *palette < end)
-                });
-                if !same || touched {
-                    note(row, page);
+                if !same || record.is_none_or(is_touched) {
+                    found.push(row_and_class(row, page));
                 }
             }
         }
@@ -298,7 +320,11 @@ fn changed_hosts<B: Bucket>(new: &Table<B>, old: &Table<B>, seed: u64, into: &mu
     }
 }
 
-/// Indices of records that both tables have and that are not the same.
+/// A row, counted from 1, and the first class of a page.
+fn row_and_class(row: usize, page: usize) -> (u32, u32) {
+    (row as u32 + 1, (page * CLASSES_PER_PAGE) as u32)
+}
+
 /// Whether a table has fewer records. Those of the ranges may: of these nothing is said but whether they are others.
 fn shrank(tables: &Tables, old: &Tables) -> bool {
     let (mut tables, mut old) = (tables.clone(), old.clone());
@@ -310,6 +336,7 @@ fn shrank(tables: &Tables, old: &Tables) -> bool {
     sections.any(|(new, old)| new.records() < old.records())
 }
 
+/// Indices of records that both tables have and that are not the same.
 fn differing_records<T: Record>(table: &Table<T>, older: &Table<T>) -> Vec<usize> {
     let mut found = Vec::new();
     table.differing(older, &mut found);
