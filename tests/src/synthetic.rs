@@ -16,7 +16,7 @@ mod catalogue;
 mod churn;
 mod object;
 mod policy;
-mod random;
+pub mod random;
 mod spec;
 
 use std::{collections::BTreeSet, path::Path};

@@ -18,6 +18,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use ringwall_testbed::{
     appliance::{Appliance, Options, PATIENCE, built_binary},
     manifests::{self, Labels},
+    netns::Netns,
     preflight::runs_here,
     topology::{Bed, EXTERNAL_MORE, GATEWAY, Member, Plan, Role, pod_addresses},
     world::World,
@@ -25,6 +26,14 @@ use ringwall_testbed::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
+
+/// Node ports whose backends are on another node.
+#[path = "node_acceptance/remote_backends.rs"]
+mod remote_backends;
+
+/// Random clusters and random translation.
+#[path = "node_acceptance/random_clusters.rs"]
+mod random_clusters;
 
 const BOTH: [Role; 2] = [Role::Node, Role::Bridge];
 
@@ -598,7 +607,7 @@ impl Mirror {
     }
 
     /// What comes back for so many bytes, and how many.
-    fn ask(from: &Member, source: Option<IpAddr>, to: SocketAddr, bytes: usize, is_tcp: bool) -> String {
+    fn ask(from: &Netns, source: Option<IpAddr>, to: SocketAddr, bytes: usize, is_tcp: bool) -> String {
         let exchange = || -> io::Result<String> {
             let kind = if is_tcp { Type::STREAM } else { Type::DGRAM };
             let socket = Socket::new(Domain::for_address(to), kind, None)?;
@@ -622,8 +631,7 @@ impl Mirror {
             let words = String::from_utf8_lossy(&back);
             Ok(format!("{}, {} back", words.trim_end(), back.len()))
         };
-        from.ns
-            .run(|| exchange().unwrap_or_else(|error| format!("{:?}", error.kind())))
+        from.run(|| exchange().unwrap_or_else(|error| format!("{:?}", error.kind())))
             .unwrap()
     }
 }
@@ -672,12 +680,12 @@ fn services_answer_as_without_ringwall_to_the_byte() {
                         ("itself", web, at(vip, 80)),
                         ("out", client, at(outside, 7000)),
                     ] {
-                        let answer = Mirror::ask(from, None, to, bytes, is_tcp);
+                        let answer = Mirror::ask(&from.ns, None, to, bytes, is_tcp);
                         answers.push(format!("{what} {to} {bytes} {is_tcp}: {answer}"));
                     }
                     if is_tcp {
                         for port in [30080, 30082] {
-                            let answer = Mirror::ask(external, None, at(node, port), bytes, true);
+                            let answer = Mirror::ask(&external.ns, None, at(node, port), bytes, true);
                             answers.push(format!("node port {port} {node} {bytes}: {answer}"));
                         }
                     }
@@ -688,7 +696,7 @@ fn services_answer_as_without_ringwall_to_the_byte() {
                     ("closed", at(closed, 9), false),
                 ];
                 for (what, to, is_tcp) in refused {
-                    let answer = Mirror::ask(client, None, to, 5, is_tcp);
+                    let answer = Mirror::ask(&client.ns, None, to, 5, is_tcp);
                     answers.push(format!("{what} {to} {is_tcp}: {answer}"));
                 }
             }
@@ -736,7 +744,7 @@ fn from_outside_the_client_is_judged_whatever_address_it_used() {
             (node.as_str(), 30082), // as its local policy, or a host port, is: the client is seen
         ] {
             let to = SocketAddr::new(frontend.parse().unwrap(), port);
-            let answer = Mirror::ask(&bed.external, Some(EXTERNAL_MORE[5].into()), to, 10, true);
+            let answer = Mirror::ask(&bed.external.ns, Some(EXTERNAL_MORE[5].into()), to, 10, true);
             let seen: &str = if port == 30080 {
                 "sent 10"
             } else {
@@ -785,7 +793,7 @@ fn from_outside_the_client_is_judged_whatever_address_it_used() {
         }
         // The policy's other family stands for itself.
         let six = SocketAddr::new("2001:db8::1".parse().unwrap(), 30082);
-        let answer = Mirror::ask(&bed.external, None, six, 10, true);
+        let answer = Mirror::ask(&bed.external.ns, None, six, 10, true);
         assert!(answer.starts_with("2001:db8::10 sent 10"), "{role:?}: {answer}");
     }
 }
@@ -939,7 +947,7 @@ fn what_leaves_by_a_second_uplink_is_judged_there() {
         );
         let firewall = start(&bed, &world);
         let allowed: SocketAddr = "203.0.113.200:7000".parse().unwrap();
-        let answer = Mirror::ask(&bed.pods[2], None, allowed, 10, true);
+        let answer = Mirror::ask(&bed.pods[2].ns, None, allowed, 10, true);
         assert!(answer.starts_with("10.111.0.12 sent 10"), "{role:?}: {answer}");
         // Straight to the next hop, and to where nothing allows it; the first pod leaves by the other uplink.
         for (pod, to) in [
@@ -960,7 +968,13 @@ fn what_leaves_by_a_second_uplink_is_judged_there() {
             assert!(socket.recv(&mut [0; 9]).is_err(), "{role:?}: {to}");
         }
         // A pod that no policy selects.
-        let answer = Mirror::ask(&bed.pods[3], None, "198.18.0.2:7000".parse().unwrap(), 10, false);
+        let answer = Mirror::ask(
+            &bed.pods[3].ns,
+            None,
+            "198.18.0.2:7000".parse().unwrap(),
+            10,
+            false,
+        );
         assert!(answer.starts_with("10.111.0.13 sent 10"), "{role:?}: {answer}");
     }
 }
@@ -996,7 +1010,7 @@ fn bulk_keeps_its_large_segments_and_every_mtu_its_size() {
             "10.112.0.10:80".parse().unwrap(),
             SocketAddr::new(web.v6.into(), 8080),
         ] {
-            let answer = Mirror::ask(client, None, to, bytes, true);
+            let answer = Mirror::ask(&client.ns, None, to, bytes, true);
             assert!(answer.contains(&format!("sent {bytes}")), "{role:?}: {answer}");
         }
         assert_eq!(fragments(), before.0, "{role:?}");
@@ -1014,7 +1028,7 @@ fn bulk_keeps_its_large_segments_and_every_mtu_its_size() {
             let to = SocketAddr::new(to, 8080);
             // The first packet of a flow has to fit the way to the workers.
             if mtu < 3000 {
-                let answer = Mirror::ask(client, None, to, largest, false);
+                let answer = Mirror::ask(&client.ns, None, to, largest, false);
                 assert!(
                     answer.contains(&format!("sent {largest}, {largest} back")),
                     "{answer}"

@@ -5,10 +5,11 @@
 
 /// A sequence of choices.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    /// The one of a seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -21,12 +22,12 @@ impl Random {
     }
 
     /// A number below `bound`; 0 where there is none below.
-    pub(super) fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % (bound.max(1) as u64)) as usize
     }
 
     /// One of some things, each as likely as the others.
-    pub(super) fn pick<'a, T>(&mut self, things: &'a [T]) -> &'a T {
+    pub fn pick<'a, T>(&mut self, things: &'a [T]) -> &'a T {
         &things[self.below(things.len())]
     }
 
@@ -36,12 +37,12 @@ impl Random {
     }
 
     /// True with this probability.
-    pub(super) fn chance(&mut self, probability: f64) -> bool {
+    pub fn chance(&mut self, probability: f64) -> bool {
         self.unit() < probability
     }
 
     /// The place of one of some weights, in proportion to them.
-    pub(super) fn weighted(&mut self, weights: &[f64]) -> usize {
+    pub fn weighted(&mut self, weights: &[f64]) -> usize {
         let mut left = self.unit() * weights.iter().sum::<f64>();
         for (place, weight) in weights.iter().enumerate() {
             if left < *weight {
@@ -54,7 +55,7 @@ impl Random {
     }
 
     /// A whole number from `least` to `most` whose chance to be at least x is least / x: a long tail.
-    pub(super) fn long_tailed(&mut self, least: usize, most: usize) -> usize {
+    pub fn long_tailed(&mut self, least: usize, most: usize) -> usize {
         let drawn = least as f64 / (1.0 - self.unit());
         (drawn as usize).clamp(least, most.max(least))
     }
@@ -62,7 +63,7 @@ impl Random {
 
 /// Parts of `total` by weight 1 / (place + 8), each at least one and none above `most` unless all are: few large ones
 /// and many small ones. Their sum is `total` where that is not below the number of parts.
-pub(super) fn long_tailed_parts(total: usize, parts: usize, most: usize) -> Vec<usize> {
+pub fn long_tailed_parts(total: usize, parts: usize, most: usize) -> Vec<usize> {
     let weights: Vec<f64> = (0..parts).map(|place| 1.0 / (place + 8) as f64).collect();
     let sum: f64 = weights.iter().sum();
     let most = most.max(total.div_ceil(parts.max(1)));
