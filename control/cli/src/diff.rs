@@ -2,6 +2,7 @@
 
 mod capture;
 mod lines;
+mod reach;
 mod recorded;
 mod services;
 mod sums;
@@ -58,6 +59,14 @@ a pod or workload will have (see --pod-cidr). Endpoints of one folder follow as
 then a summary. A flow to a Service (svc:namespace/name, or an address of one)
 changes if the verdict over all of its endpoints does (as in `query`).
 
+--services shows who reaches which port of which Service with another verdict over
+its endpoints, also where none of a pod's verdicts changes: another selector or
+targetPort, fewer ready endpoints. Only pods of both folders are asked.
+As JSON: one object per pod and port, null where a folder has no such Service port:
+
+  {\"src\":\"shop/client\",\"dst\":\"svc:shop/web\",\"protocol\":\"TCP\",\"port\":80,
+   \"from\":{\"verdict\":\"allow\",\"backends\":2,\"allowed\":2},\"to\":null}
+
 Text output sums up more than 300 regions by namespace; --all shows every region.
 JSON always has all of them.
 
@@ -80,6 +89,7 @@ says which flows of a running instance would be decided differently.
 Examples:
   ringwall diff --from ./cluster --to ./cluster-new
   ringwall diff --staged --manifests ./cluster
+  ringwall diff --from ./main --to ./branch --services
   ringwall diff --from ./main --to ./branch --exit-code -o json
   ringwall diff --from ./main --to ./branch --pcap node1.pcapng")]
 pub struct DiffArgs {
@@ -113,6 +123,9 @@ pub struct DiffArgs {
     /// Show which flows of this capture change (pcap or pcapng)
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
+    /// Show who reaches which Services with another verdict instead
+    #[arg(long, conflicts_with_all = ["flows", "pcap", "all"])]
+    services: bool,
     /// Show every region, even if there are more than 300
     #[arg(long)]
     all: bool,
@@ -277,7 +290,9 @@ fn tell(
     let style = table::Style {
         colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
-    let outcome = if let Some(file) = &args.flows {
+    let outcome = if args.services {
+        reach::tell(sides, output, &mut out)?
+    } else if let Some(file) = &args.flows {
         let recorded = recorded::read_flows(file, found.source_spans())?;
         recorded::tell(found, sides, recorded, output, style, &mut out)?
     } else if let Some(file) = &args.pcap {

@@ -15,6 +15,7 @@ mod preflight;
 mod progress;
 mod query;
 mod replay;
+mod service_reach;
 mod shell;
 #[cfg(feature = "afxdp")]
 mod status;

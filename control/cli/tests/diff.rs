@@ -733,3 +733,87 @@ fn a_mode_that_does_not_exist_stages_nothing() {
         ran.err
     );
 }
+
+/// A Service of the shop's web, and a policy that lets everyone reach port 8080 of it.
+fn behind_a_service(target: u16, more: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: shop}}
+spec: {{clusterIP: 10.96.0.10, selector: {{app: web}}, ports: [{{name: http, port: 80, targetPort: {target}}}]}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: web, namespace: shop}}
+spec:
+  podSelector: {{matchLabels: {{app: web}}}}
+  ingress: [{{ports: [{{port: 8080}}]}}]
+{more}"
+    )
+}
+
+fn reached(verdict: &str, backends: usize, allowed: usize) -> Value {
+    json!({"verdict": verdict, "backends": backends, "allowed": allowed})
+}
+
+#[test]
+fn services_that_other_pods_reach_are_told_apart_from_pods_that_do() {
+    // No verdict of a pod changes, the Service's port leads elsewhere.
+    let dir = folders(&behind_a_service(8080, ""), &behind_a_service(9090, ""));
+    let plain = diff(dir.path(), &["--exit-code"]);
+    assert_eq!(
+        (plain.status, plain.out.contains("svc:")),
+        (0, false),
+        "{}",
+        plain.err
+    );
+    let json = diff(dir.path(), &["--services", "--exit-code", "-o", "json"]);
+    assert_eq!(json.status, 1, "{}", json.err);
+    let lines = json.lines();
+    // The Service's only endpoint reaches itself, whatever the port.
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for (line, src) in lines.iter().zip(["shop/api", "shop/db"]) {
+        assert_eq!(
+            *line,
+            json!({"src": src, "dst": "svc:shop/web", "protocol": "TCP", "port": 80,
+                "from": reached("allow", 1, 1), "to": reached("deny", 1, 0)})
+        );
+    }
+    let text = diff(dir.path(), &["--services"]).out;
+    assert_eq!(
+        text,
+        "svc:shop/web 80/TCP (http)\n  allow (1 of 1) -> deny (0 of 1)  shop/api, shop/db\n"
+    );
+}
+
+#[test]
+fn services_come_go_and_stay() {
+    let second = "---
+apiVersion: v1
+kind: Service
+metadata: {name: lonely, namespace: shop}
+spec: {clusterIP: 10.96.0.11, selector: {app: none}, ports: [{port: 53, protocol: UDP}]}
+";
+    let dir = folders(&behind_a_service(8080, ""), &behind_a_service(8080, second));
+    let lines = diff(dir.path(), &["--services", "-o", "json"]).lines();
+    assert_eq!(lines.len(), 3);
+    for line in &lines {
+        assert_eq!(
+            (&line["dst"], &line["from"]),
+            (&json!("svc:shop/lonely"), &Value::Null)
+        );
+        assert_eq!(line["to"], reached("reject", 0, 0));
+    }
+    let dir = folders(&behind_a_service(8080, second), &behind_a_service(8080, second));
+    let same = diff(dir.path(), &["--services", "--exit-code"]);
+    assert_eq!(
+        (same.status, same.out.as_str()),
+        (0, "Every pod reaches the same Services as before.\n")
+    );
+    let dir = folders("", "");
+    let none = diff(dir.path(), &["--services"]);
+    assert_eq!(none.out, "No Services in either folder.\n");
+    let both = diff(dir.path(), &["--services", "--flows", "flows"]);
+    assert_eq!(both.status, 2, "{}", both.err);
+}

@@ -6,167 +6,43 @@ use std::{
     process::ExitCode,
 };
 
-use ringwall_analyse::{
-    flow::{self, EndName},
-    judge::{EndClass, Fate, Judge},
-    services::{Directory, Joint},
-};
-use ringwall_policy::services::{Service, ServiceKind, ServicePort};
+use ringwall_analyse::{flow::EndName, services::Joint};
+use ringwall_policy::services::{Service, ServicePort};
 use ringwall_source::folder::Loaded;
 use serde_json::json;
 
 use super::{MOST_PRINTED, MatrixArgs};
-use crate::{Output, gaps::Gaps};
-
-/// A port of a Service.
-struct Column<'a> {
-    service: &'a Service,
-    port: &'a ServicePort,
-}
-
-impl Column<'_> {
-    fn words(&self) -> String {
-        let number = format!("{}/{}", self.port.port, self.port.protocol.name());
-        match self.port.name.as_str() {
-            "" => format!("svc:{} {number}", self.service.key),
-            name => format!("svc:{} {number} ({name})", self.service.key),
-        }
-    }
-}
-
-/// What a source reaches of a column.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Reached {
-    verdict: Joint,
-    backends: usize,
-    allowed: usize,
-}
-
-/// Sources that every policy treats alike reach the same, if they are on one node and have the same families.
-type Alike = ([EndClass; 2], Option<String>, [bool; 2]);
-
-struct Reach<'a> {
-    judge: Judge,
-    directory: Directory<'a>,
-    columns: Vec<Column<'a>>,
-    loaded: &'a Loaded,
-    known: BTreeMap<Alike, Vec<Result<Reached, String>>>,
-}
-
-impl Reach<'_> {
-    /// What a source reaches of each column; an error where they have no family in common.
-    fn of(&mut self, src: &EndName) -> Result<Vec<Result<Reached, String>>, String> {
-        let (end, _) = self.judge.ends(&self.loaded.cluster, src, src)?;
-        let pod = self
-            .judge
-            .pod(&end)
-            .and_then(|key| self.loaded.cluster.pods.get(&key));
-        let families = match (src, pod) {
-            (EndName::Pod(_), Some(pod)) => {
-                let has =
-                    |v4: bool| pod.addresses.is_empty() || pod.addresses.iter().any(|it| it.is_ipv4() == v4);
-                [has(true), has(false)]
-            }
-            _ => {
-                let v4 = end.address.is_some_and(|address| address.is_ipv4());
-                [v4, !v4]
-            }
-        };
-        // Endpoints are their own peers, so they are like no other.
-        let behind = pod.is_some_and(|pod| {
-            let selects = |service: &Service| {
-                let mut labels = service.selector.iter();
-                service.key.namespace == pod.key.namespace
-                    && labels.all(|(key, value)| pod.labels.get(key) == Some(value))
-            };
-            self.columns.iter().any(|column| selects(column.service))
-        });
-        let alike = (
-            self.judge.class(&end, true),
-            pod.and_then(|pod| pod.node.clone()),
-            families,
-        );
-        if let Some(known) = self.known.get(&alike).filter(|_| !behind) {
-            return Ok(known.clone());
-        }
-        let reached: Vec<Result<Reached, String>> = self
-            .columns
-            .iter()
-            .map(|column| self.reached(src, column))
-            .collect();
-        if !behind {
-            self.known.insert(alike, reached.clone());
-        }
-        Ok(reached)
-    }
-
-    fn reached(&self, src: &EndName, column: &Column<'_>) -> Result<Reached, String> {
-        let dst = EndName::Service(column.service.key.clone());
-        let asked = flow::Service::new(column.port.protocol.number(), Some(column.port.port))?;
-        let name = (column.service.kind == ServiceKind::Headless).then_some(column.port.name.as_str());
-        let name = name.filter(|name| !name.is_empty());
-        let resolved = self.directory.resolve(&self.judge, (src, &dst), asked, name)?;
-        let Some(resolved) = resolved else {
-            return Err(format!("{dst} is no Service"));
-        };
-        let (verdict, answers) = self.directory.judge(&self.judge, src, &resolved)?;
-        Ok(Reached {
-            verdict,
-            backends: answers.len(),
-            allowed: answers
-                .iter()
-                .filter(|answer| answer.fate() == Fate::Allow)
-                .count(),
-        })
-    }
-}
+use crate::{
+    Output,
+    gaps::Gaps,
+    service_reach::{Column, Reach, Reached, sources},
+};
 
 pub(super) fn run(args: &MatrixArgs, loaded: &Loaded, output: Output) -> anyhow::Result<ExitCode> {
     let cluster = &loaded.cluster;
     let shown =
         |namespace: &str| args.namespaces.is_empty() || args.namespaces.iter().any(|it| it == namespace);
-    let asked = |port: &&ServicePort| {
+    let asked = |port: &ServicePort| {
         args.ports.is_empty()
             || args
                 .ports
                 .iter()
                 .any(|asked| (asked.protocol, asked.port) == (port.protocol.number(), Some(port.port)))
     };
-    let services = loaded.services.services.values().map(AsRef::as_ref);
-    let services = services.filter(|service| {
-        shown(&service.key.namespace) && !matches!(service.kind, ServiceKind::ExternalName(_))
-    });
-    let columns: Vec<Column<'_>> = services
-        .flat_map(|service: &Service| {
-            let ports = service.ports.iter().filter(asked);
-            ports.map(move |port| Column { service, port })
-        })
-        .collect();
-    let pods = cluster
-        .pods
-        .values()
-        .filter(|pod| !pod.finished && !pod.host_network);
-    let pods = pods.filter(|pod| shown(&pod.key.namespace));
+    let mut reach = Reach::of(cluster, &loaded.services, |service: &Service, port| {
+        shown(&service.key.namespace) && asked(port)
+    })?;
+    let pods = sources(cluster).filter(|key| shown(&key.namespace));
+    let addresses = args.external.iter().map(|address| address.to_canonical());
     let sources: Vec<EndName> = pods
-        .map(|pod| EndName::Pod(pod.key.clone()))
-        .chain(
-            args.external
-                .iter()
-                .map(|address| EndName::Address(address.to_canonical())),
-        )
+        .map(|key| EndName::Pod(key.clone()))
+        .chain(addresses.map(EndName::Address))
         .collect();
-    let mut reach = Reach {
-        judge: Judge::new(cluster)?,
-        directory: Directory::new(cluster, &loaded.services),
-        columns,
-        loaded,
-        known: BTreeMap::new(),
-    };
     let gaps = Gaps::of(cluster);
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut rows = Vec::new();
     for src in sources {
-        match reach.of(&src) {
+        match reach.by_source(&src) {
             Ok(reached) => rows.push((src, reached)),
             // A pod whose address another one has.
             Err(error) => eprintln!("ringwall: {error}"),
@@ -175,7 +51,7 @@ pub(super) fn run(args: &MatrixArgs, loaded: &Loaded, output: Output) -> anyhow:
     match output {
         Output::Json => {
             for (src, reached) in &rows {
-                for (column, reached) in reach.columns.iter().zip(reached) {
+                for (column, reached) in reach.columns().iter().zip(reached) {
                     let Ok(reached) = reached else { continue };
                     let mut line = json!({
                         "src": src.to_string(),
@@ -196,7 +72,7 @@ pub(super) fn run(args: &MatrixArgs, loaded: &Loaded, output: Output) -> anyhow:
                 }
             }
         }
-        Output::Human => table(&reach.columns, &rows, &gaps, &mut out)?,
+        Output::Human => table(reach.columns(), &rows, &gaps, &mut out)?,
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
