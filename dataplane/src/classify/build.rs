@@ -77,8 +77,8 @@ use super::{
     image::Tables,
     layout::{
         CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, ENDPOINT_POD, ENDPOINT_TEMPLATE, EndpointRecord,
-        FLAG_ALLOW_UNKNOWN, IdentityRecord, ImageMeta, IntervalRecord, MOST_RULES, NO_ANSWER, NONE,
-        OTHER_PROTOCOLS, PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord,
+        FLAG_ALLOW_UNKNOWN, INLINE_RANGES, IdentityRecord, ImageMeta, IntervalRecord, MOST_RULES, NO_ANSWER,
+        NONE, OTHER_PROTOCOLS, PROVENANCE_ISOLATING, PROVENANCE_RULE, PageRecord, Pattern, PolicyRecord,
         PortMapRecord, ProvenanceRecord, RowRecord, TILE_PAGES, TILE_ROWS, WITH_PORTS, name_tag, page_slot,
         page_slots, whole_cell,
     },
@@ -533,13 +533,15 @@ impl ImageBuilder {
             return index;
         }
         let (mut record, intervals) = self.lay_out_ports(otherwise, &key.1);
-        let first = self.interval_runs.put(
-            &mut self.tables.intervals,
-            &intervals,
-            Some(IntervalRecord::of(0, PortDecision::DENY)),
-        );
-        record.starts = record.starts.map(|start| start + first);
-        self.index("port intervals", self.tables.intervals.len());
+        if !intervals.is_empty() {
+            let first = self.interval_runs.put(
+                &mut self.tables.intervals,
+                &intervals,
+                Some(IntervalRecord::of(0, PortDecision::DENY)),
+            );
+            record.starts = record.starts.map(|start| start + first);
+            self.index("port intervals", self.tables.intervals.len());
+        }
         let index = self.port_map_numbers.put(&mut self.tables.port_maps, record);
         self.index("port maps", self.tables.port_maps.len());
         self.port_maps.insert(index, key);
@@ -574,9 +576,11 @@ impl ImageBuilder {
         };
         let [first, .., end] = record.starts;
         let length = (end - first) as usize;
-        let neutral = vec![IntervalRecord::of(0, PortDecision::DENY); length];
-        tables.intervals.write(first as usize, &neutral);
-        self.interval_runs.free(first, length);
+        if length > 0 {
+            let neutral = vec![IntervalRecord::of(0, PortDecision::DENY); length];
+            tables.intervals.write(first as usize, &neutral);
+            self.interval_runs.free(first, length);
+        }
         tables.port_maps.set(map as usize, PortMapRecord::FREE);
         self.port_map_numbers.free(map);
     }
@@ -636,12 +640,17 @@ impl ImageBuilder {
             add_interval(&mut intervals, first, next, otherwise);
         }
         starts[OTHER_PROTOCOLS + 1] = intervals.len() as u32;
-        let record = PortMapRecord {
+        let mut record = PortMapRecord {
             starts,
-            portless_provenance: otherwise.provenance,
-            portless: otherwise.decision,
-            reserved: [0; 7],
+            ..PortMapRecord::of(otherwise.decision, otherwise.provenance)
         };
+        let after_tcp = starts[1] as usize;
+        if let Some(tcp) = intervals.get(..after_tcp)
+            && put_inline(&mut record, tcp, otherwise)
+        {
+            intervals.drain(..after_tcp);
+            record.starts = starts.map(|start| start.saturating_sub(starts[1]));
+        }
         (record, intervals)
     }
 
@@ -1096,6 +1105,25 @@ impl IntervalRecord {
             provenance: then.provenance,
         }
     }
+}
+
+/// Has a port map hold TCP's intervals itself, as ranges in which something else is decided than without a port. False where
+/// those are too many.
+fn put_inline(record: &mut PortMapRecord, tcp: &[IntervalRecord], otherwise: PortDecision) -> bool {
+    let ends = tcp.iter().skip(1).map(|next| next.lo - 1).chain([u16::MAX]);
+    let ranges = tcp.iter().zip(ends);
+    let ranges =
+        ranges.filter(|(it, _)| (it.decision, it.provenance) != (otherwise.decision, otherwise.provenance));
+    if ranges.clone().count() > INLINE_RANGES {
+        return false;
+    }
+    for ((interval, hi), at) in ranges.zip(0..) {
+        record.los[at] = interval.lo;
+        record.his[at] = hi;
+        record.decisions[at] = interval.decision;
+        record.provenances[at] = interval.provenance;
+    }
+    true
 }
 
 /// Adds an interval to those from `first` on, unless the one before goes on.

@@ -20,7 +20,7 @@ pub(super) const DELTA_MAGIC: [u8; 8] = *b"RWDELT\r\n";
 pub(super) const MAGIC: [u8; 8] = *b"RWSNAP\r\n";
 
 /// Number of the layout that this build writes and reads; others are refused.
-pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1008 } else { 8 };
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "neighbour") { 1009 } else { 9 };
 
 /// No provenance, no node, no endpoint.
 pub const NONE: u32 = u32::MAX;
@@ -349,31 +349,72 @@ pub(super) const WITH_PORTS: [u8; 3] = [6, 17, 132];
 /// Which list of a port map is of all other protocols.
 pub(super) const OTHER_PROTOCOLS: usize = 3;
 
-/// The decisions of one cell.
+/// Port ranges that a port map holds itself.
+pub(super) const INLINE_RANGES: usize = 4;
+
+/// The decisions of one cell: a cache line, which alone decides wherever few ports of TCP are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(super) struct PortMapRecord {
     /// Intervals of TCP, UDP and SCTP: `starts[i]..starts[i + 1]` of the section. Those of the fourth are of all other protocols,
-    /// by number in place of a port. A list covers every port, or has no interval where they are all decided as `portless`.
+    /// by number in place of a port. A list covers every port, or has no interval where they are all decided as without a port.
+    /// TCP's has none either where the ranges below say it all.
     ///
-    /// An interval that is [`Decision::NESTED`] has the number of another port map, of which the first list decides: by source
-    /// port, for ICMP by type and code. Where those are not known, its `portless` does. Port maps nest once.
+    /// An interval or range that is [`Decision::NESTED`] has the number of another port map, whose ports of TCP decide: by source
+    /// port, for ICMP by type and code. Where those are not known, what it decides without a port does. Port maps nest once.
     pub starts: [u32; 5],
-    /// Rule that decides where no port is known or the protocol has none; [`NONE`] for no rule.
-    pub portless_provenance: u32,
-    /// Decision where no port is known or the protocol has none.
-    pub portless: Decision,
-    pub reserved: [u8; 7],
+    /// Rule of each of the ranges below, then the rule that decides where no port is known, the protocol has none, or its port
+    /// is in no range; [`NONE`] for no rule.
+    pub provenances: [u32; INLINE_RANGES + 1],
+    /// First and last ports of ranges of TCP, in ascending order; those that are not used come last, from 1 to 0.
+    pub los: [u16; INLINE_RANGES],
+    pub his: [u16; INLINE_RANGES],
+    /// Decisions of the ranges, then that where there is no port.
+    pub decisions: [Decision; INLINE_RANGES + 1],
+    pub reserved: [u8; 3],
 }
 
 impl PortMapRecord {
     /// Of a port map that is free.
-    pub(super) const FREE: Self = Self {
-        starts: [0; 5],
-        portless_provenance: NONE,
-        portless: Decision::DENY,
-        reserved: [0; 7],
-    };
+    pub(super) const FREE: Self = Self::of(Decision::DENY, NONE);
+
+    /// Decides the same for every protocol and port.
+    pub(super) const fn of(decision: Decision, provenance: u32) -> Self {
+        Self {
+            starts: [0; 5],
+            provenances: [provenance; INLINE_RANGES + 1],
+            los: [1; INLINE_RANGES],
+            his: [0; INLINE_RANGES],
+            decisions: [decision; INLINE_RANGES + 1],
+            reserved: [0; 3],
+        }
+    }
+
+    /// The decision where no port is known or the protocol has none, and its rule.
+    #[inline]
+    pub(super) fn portless(&self) -> (Decision, u32) {
+        (self.decisions[INLINE_RANGES], self.provenances[INLINE_RANGES])
+    }
+
+    /// What the ranges in the record decide about a port of TCP, and where it is in none of them what holds without a port.
+    #[inline]
+    pub(super) fn inline_decision(&self, port: u16) -> (Decision, u32) {
+        let mut found = INLINE_RANGES;
+        for range in 0..INLINE_RANGES {
+            if self.los[range] <= port && port <= self.his[range] {
+                found = range;
+            }
+        }
+        (self.decisions[found], self.provenances[found])
+    }
+
+    /// The ranges in the record: first and last port, decision and rule.
+    pub(super) fn inline_ranges(&self) -> impl Iterator<Item = (u16, u16, Decision, u32)> + '_ {
+        let ports = self.los.iter().zip(&self.his).filter(|(lo, hi)| lo <= hi);
+        let decided = self.decisions.iter().zip(&self.provenances);
+        let ranges = ports.zip(decided);
+        ranges.map(|((lo, hi), (decision, provenance))| (*lo, *hi, *decision, *provenance))
+    }
 }
 
 /// From port `lo` to the next interval's.

@@ -211,8 +211,11 @@ impl Snapshot {
 
     /// Whether some cell tells source ports or types of ICMP apart. Looks at all intervals.
     pub fn nests(&self) -> bool {
-        let mut intervals = self.image.parts.tables.intervals.iter();
+        let tables = &self.image.parts.tables;
+        let mut intervals = tables.intervals.iter();
+        let mut maps = tables.port_maps.iter();
         intervals.any(|interval| interval.decision == Decision::NESTED)
+            || maps.any(|map| map.decisions.contains(&Decision::NESTED))
     }
 
     /// Who an address is.
@@ -532,26 +535,28 @@ impl Snapshot {
             return Some(same(self.verdict_of(number, decision, provenance)));
         }
         let map = tables.port_maps.get(port_map as usize)?;
-        let portless = self.verdict_of(number, map.portless, map.portless_provenance);
-        let verdict = |decision, provenance| self.verdict_of(number, decision, provenance);
+        let verdict = |(decision, provenance)| self.verdict_of(number, decision, provenance);
+        let portless = verdict(map.portless());
         let list = |from: u32, to: u32| {
-            let intervals = (from..to).map(|at| tables.intervals.get(at as usize));
-            intervals.collect::<Option<Vec<&IntervalRecord>>>()
+            let intervals = (from..to).map(|at| tables.intervals.get(at as usize).copied());
+            intervals.collect::<Option<Vec<IntervalRecord>>>()
+        };
+        let first_list = |map: &PortMapRecord| match map.starts {
+            [from, to, ..] if from == to => Some(intervals_of_ranges(map)),
+            [from, to, ..] => list(from, to),
         };
         // Of a nested port map: where what it asks for is not known, and from each value on.
         let nested = |map: u32| {
             let map = tables.port_maps.get(map as usize)?;
-            let [from, to, ..] = map.starts;
-            let decided = |it: &IntervalRecord| (it.lo, verdict(it.decision, it.provenance));
-            let unknown = verdict(map.portless, map.portless_provenance);
-            let spans: Vec<_> = list(from, to)?.into_iter().map(decided).collect();
-            Some((unknown, spans))
+            let decided = |it: IntervalRecord| (it.lo, verdict((it.decision, it.provenance)));
+            let spans: Vec<_> = first_list(map)?.into_iter().map(decided).collect();
+            Some((verdict(map.portless()), spans))
         };
-        let [tcp, udp, sctp, others, end] = map.starts;
+        let [_, udp, sctp, others, end] = map.starts;
         let mut by_source = Vec::new();
-        let mut by_port = |protocol: u8, from: u32, to: u32| {
+        let mut by_port = |protocol: u8, intervals: Vec<IntervalRecord>| {
             let mut spans = Vec::new();
-            for interval in list(from, to)? {
+            for interval in intervals {
                 let decided = match interval.decision {
                     Decision::NESTED => {
                         let (unknown, known) = nested(interval.provenance)?;
@@ -562,7 +567,7 @@ impl Snapshot {
                         });
                         unknown
                     }
-                    decision => verdict(decision, interval.provenance),
+                    decision => verdict((decision, interval.provenance)),
                 };
                 spans.push((interval.lo, decided));
             }
@@ -572,9 +577,9 @@ impl Snapshot {
             Some((protocol, spans))
         };
         let protocols = [
-            by_port(6, tcp, udp)?,
-            by_port(17, udp, sctp)?,
-            by_port(132, sctp, others)?,
+            by_port(6, first_list(map)?)?,
+            by_port(17, list(udp, sctp)?)?,
+            by_port(132, list(sctp, others)?)?,
         ];
         let (mut by_number, mut by_type) = (Vec::new(), Vec::new());
         for interval in list(others, end)? {
@@ -585,7 +590,7 @@ impl Snapshot {
                     by_type.push((protocol, known));
                     unknown
                 }
-                decision => verdict(decision, interval.provenance),
+                decision => verdict((decision, interval.provenance)),
             };
             by_number.push((protocol, decided));
         }
@@ -693,6 +698,15 @@ impl Snapshot {
         let (from, to, port) = match l4 {
             L4::Port {
                 protocol: 6, port, ..
+            } if tcp == udp => {
+                let (decision, provenance) = map.inline_decision(port);
+                if decision == Decision::NESTED {
+                    return self.nested_decision(provenance, l4);
+                }
+                return Some((decision, provenance));
+            }
+            L4::Port {
+                protocol: 6, port, ..
             } => (tcp, udp, port),
             L4::Port {
                 protocol: 17, port, ..
@@ -704,7 +718,7 @@ impl Snapshot {
             L4::Port { protocol, .. } | L4::NoPort { protocol } => (others, end, u16::from(protocol)),
         };
         if from == to {
-            return Some((map.portless, map.portless_provenance));
+            return Some(map.portless());
         }
         let interval = self.interval(from, to, port)?;
         if !interval.decision.allows() && interval.decision == Decision::NESTED {
@@ -719,15 +733,17 @@ impl Snapshot {
         let map = self.image.parts.tables.port_maps.get(map as usize)?;
         let [from, to, ..] = map.starts;
         let key = match l4 {
-            _ if from == to => return Some((map.portless, map.portless_provenance)),
             L4::Port {
                 protocol: 6 | 17 | 132,
                 source,
                 ..
             } => source,
             L4::Port { port, .. } => port,
-            L4::NoPort { .. } => return Some((map.portless, map.portless_provenance)),
+            L4::NoPort { .. } => return Some(map.portless()),
         };
+        if from == to {
+            return Some(map.inline_decision(key));
+        }
         let interval = self.interval(from, to, key)?;
         Some((interval.decision, interval.provenance))
     }
@@ -791,6 +807,35 @@ impl Snapshot {
         };
         std::str::from_utf8(bytes).ok()
     }
+}
+
+/// The ranges that a port map holds itself, as intervals; none where it has no range.
+fn intervals_of_ranges(map: &PortMapRecord) -> Vec<IntervalRecord> {
+    let mut intervals: Vec<IntervalRecord> = Vec::new();
+    let mut add = |lo, (decision, provenance)| {
+        intervals.push(IntervalRecord {
+            lo,
+            decision,
+            reserved: 0,
+            provenance,
+        });
+    };
+    let mut next = Some(0);
+    for (lo, hi, decision, provenance) in map.inline_ranges() {
+        if let Some(next) = next
+            && next < lo
+        {
+            add(next, map.portless());
+        }
+        add(lo, (decision, provenance));
+        next = hi.checked_add(1);
+    }
+    if let Some(next) = next
+        && next > 0
+    {
+        add(next, map.portless());
+    }
+    intervals
 }
 
 /// The identity that a record holds.

@@ -16,6 +16,7 @@ use crate::addr::Addr;
 
 mod deltas;
 mod figures;
+mod port_ranges;
 mod ranges;
 
 fn v4(a: u8, b: u8, c: u8, d: u8) -> Addr {

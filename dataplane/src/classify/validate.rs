@@ -8,9 +8,9 @@ use super::{
     bucket::{self, Bucket},
     image::{ChangedChunks, knows_flags, table_error},
     layout::{
-        CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, MAX_REACH, NONE, OTHER_PROTOCOLS, PROVENANCE_ISOLATING,
-        PROVENANCE_RULE, SAME_FOR_ALL, SECTIONS, Section, TRIE_CHILD, TrieNode, page_slots,
-        whole_cell_decision,
+        CLASSES_PER_PAGE, Decision, ENDPOINT_NONE, INLINE_RANGES, MAX_REACH, NONE, OTHER_PROTOCOLS,
+        PROVENANCE_ISOLATING, PROVENANCE_RULE, PortMapRecord, SAME_FOR_ALL, SECTIONS, Section, TRIE_CHILD,
+        TrieNode, page_slots, whole_cell_decision,
     },
     snapshot::as_identity,
     table::Table,
@@ -369,11 +369,12 @@ impl Snapshot {
         };
         all(&[
             (
-                self.is_decided(map.portless, map.portless_provenance),
+                self.is_decided(map.portless().0, map.portless().1),
                 "has a decision that this build does not know",
             ),
-            (map.reserved == [0; 7], "has bits that this build does not know"),
+            (map.reserved == [0; 3], "has bits that this build does not know"),
         ])?;
+        self.check_inline_ranges(map)?;
         for (pair, list) in map.starts.windows(2).zip(0..) {
             let (from, to) = (pair[0] as usize, pair[1] as usize);
             if from > to || to > tables.intervals.len() {
@@ -403,6 +404,41 @@ impl Snapshot {
         Ok(())
     }
 
+    fn check_inline_ranges(&self, map: &PortMapRecord) -> Check {
+        let portless = map.portless();
+        let used = map.inline_ranges().count();
+        all(&[(
+            used == 0 || map.starts[0] == map.starts[1],
+            "has ports of TCP both in ranges and in intervals",
+        )])?;
+        let mut next = Some(0);
+        for (range, (lo, hi)) in map.los.iter().zip(&map.his).take(INLINE_RANGES).enumerate() {
+            let (decision, provenance) = (map.decisions[range], map.provenances[range]);
+            if range >= used {
+                all(&[(
+                    (*lo, *hi, decision, provenance) == (1, 0, portless.0, portless.1),
+                    "has ranges out of order",
+                )])?;
+                continue;
+            }
+            all(&[
+                (
+                    lo <= hi && next.is_some_and(|next| next <= *lo),
+                    "has ranges out of order",
+                ),
+                (
+                    match decision {
+                        Decision::NESTED => self.is_innermost(provenance),
+                        _ => self.is_decided(decision, provenance),
+                    },
+                    "has a decision that this build does not know, or nests a port map that does not exist or nests another",
+                ),
+            ])?;
+            next = hi.checked_add(1);
+        }
+        Ok(())
+    }
+
     fn check_interval(&self, index: usize) -> Check {
         let tables = &self.image.parts.tables;
         let Some(interval) = tables.intervals.get(index) else {
@@ -428,5 +464,6 @@ impl Snapshot {
         let [from, .., to] = map.starts;
         let mut intervals = (from..to).filter_map(|at| tables.intervals.get(at as usize));
         !intervals.any(|interval| interval.decision == Decision::NESTED)
+            && !map.decisions.contains(&Decision::NESTED)
     }
 }

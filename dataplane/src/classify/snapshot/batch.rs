@@ -8,7 +8,10 @@ use crate::{
     addr::Addr,
     classify::{
         DirectionVerdict, Identity, IdentityKind, Judgement, L4, NodeExemption,
-        layout::{CLASSES_PER_PAGE, Decision, IdentityRecord, SAME_FOR_ALL, page_slot, whole_cell_decision},
+        layout::{
+            CLASSES_PER_PAGE, Decision, IdentityRecord, PortMapRecord, SAME_FOR_ALL, page_slot,
+            whole_cell_decision,
+        },
     },
     prefetch::prefetch,
 };
@@ -143,7 +146,8 @@ impl Snapshot {
         for ((_, entry), map) in by_port.iter().zip(&mut maps) {
             *map = tables.port_maps.get_prefetched(*entry as usize);
         }
-        for map in maps.iter().take(ported).flatten() {
+        let has_intervals = |map: &&&PortMapRecord| map.starts[0] != map.starts[4];
+        for map in maps.iter().take(ported).flatten().filter(has_intervals) {
             tables.intervals.get_prefetched(map.starts[0] as usize);
         }
         for ((number, _), map) in by_port.iter().zip(&maps) {

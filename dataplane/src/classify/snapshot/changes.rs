@@ -174,7 +174,13 @@ impl Snapshot {
         let mut nesting: Vec<(u32, u32)> = Vec::new();
         for (map, number) in tables.port_maps.iter().zip(0..) {
             let [from, .., to] = map.starts;
-            let mut touched = provenance.contains(&map.portless_provenance);
+            let mut touched = provenance.contains(&map.portless().1);
+            for (_, _, decision, rule) in map.inline_ranges() {
+                match decision {
+                    Decision::NESTED => nesting.push((number, rule)),
+                    _ => touched |= provenance.contains(&rule),
+                }
+            }
             for at in from..to {
                 touched |= intervals.contains(&at);
                 match tables.intervals.get(at as usize) {
