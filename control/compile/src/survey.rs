@@ -7,7 +7,7 @@ use ringwall_policy::{Cluster, Pod};
 use super::content::{Content, Digest};
 
 /// Pods for which another thread is worth its start.
-const MANY_PODS: usize = 1000;
+pub(super) const MANY_PODS: usize = 1000;
 
 /// Of all pods, in the order of [`Cluster::pods`].
 #[derive(Debug, PartialEq, Eq)]
