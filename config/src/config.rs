@@ -69,6 +69,8 @@ pub struct Config {
     pub umem: Umem,
     /// What a new pod of a node waits for.
     pub pod_start: PodStart,
+    /// Whether the node loses its taint once it is guarded.
+    pub untaint_node: bool,
     /// HTTP listeners.
     pub telemetry: Telemetry,
     /// User that the control process runs as; chosen by what it has to read where None.

@@ -78,6 +78,9 @@ pub struct Raw {
     pub kernel_path: Option<String>,
     /// What a new pod of a node waits for. Default: off.
     pub pod_start: Option<PodStart>,
+    /// Whether a node loses the taint `ringwall.io/not-ready` once it is guarded. Takes an API server that lets control patch Nodes, and
+    /// the node's name in the environment variable NODE_NAME of control. Default: false.
+    pub untaint_node: Option<bool>,
     /// Packet memory.
     #[serde(default)]
     pub umem: Umem,

@@ -254,6 +254,7 @@ impl Raw {
                     kind: self.kind,
                     hosts_pods,
                     pod_start: self.pod_start.unwrap_or_default(),
+                    untaint_node: self.untaint_node.unwrap_or_default(),
                     name,
                     mode: self.mode,
                     verify: verify.proof,
@@ -559,6 +560,13 @@ fn datapath(raw: &Raw, problems: &mut Vec<Problem>) {
                 "remove it, or use `kind: Node`",
             );
         }
+        if raw.untaint_node == Some(true) {
+            refuse(
+                "untaintNode",
+                "a gateway is no node that pods are scheduled to",
+                "remove it, or use `kind: Node`",
+            );
+        }
         if raw.datapath == Some(Datapath::Kernel) {
             refuse(
                 "datapath",
@@ -573,6 +581,13 @@ fn datapath(raw: &Raw, problems: &mut Vec<Problem>) {
             "datapath",
             "on a node the kernel forwards",
             "use `datapath: kernel`, or `kind: Gateway` if pods' interfaces are to be ports of ringwall",
+        );
+    }
+    if raw.untaint_node == Some(true) && raw.source.manifests.is_some() {
+        refuse(
+            "untaintNode",
+            "a folder of manifests has no node whose taint could be removed",
+            "remove it, or take policy from an API server",
         );
     }
     if !raw.interfaces.is_empty() {

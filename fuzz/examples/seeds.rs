@@ -192,6 +192,7 @@ fn messages() -> Vec<Vec<u8>> {
             hash: Some(hash),
             cluster,
             workers: 2,
+            pod_starts: Vec::new(),
         },
         Reply::Accepted { generation: 2 },
         Reply::Refused {

@@ -135,6 +135,10 @@ pub struct Faults {
     pub fail_always: Option<u16>,
     /// Every watch is answered by this status code.
     pub fail_watches: Option<u16>,
+    /// Every patch is answered by this status code.
+    pub fail_patches: Option<u16>,
+    /// Somebody else's changes: each next patch finds the next of these objects in place of what was there.
+    pub before_patches: VecDeque<Value>,
     /// Objects of this tier (`spec.tier`) are left out of lists, and a list of that tier alone is forbidden: as Calico's API server
     /// does for an account without rights to the tier.
     pub hidden_tier: Option<String>,
@@ -151,6 +155,8 @@ pub struct Faults {
 /// A request that was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceivedRequest {
+    /// Such as `GET`.
+    pub method: String,
     /// Its path.
     pub path: String,
     /// Its query, by key.
@@ -644,19 +650,35 @@ impl World {
         self.version
     }
 
-    /// Patches an object of a kind without namespaces, or its `/status`, which is one with it here. Lists are replaced (RFC 7396), where a real
-    /// server would look for elements of the same key.
-    fn patch(&mut self, path: &str, patch: &[u8]) -> Option<Value> {
-        let patch = serde_json::from_slice(patch).ok()?;
-        let collection = self.collections.iter().find(|it| {
-            it.served && !it.resource.namespaced && path.starts_with(&format!("{}/", it.resource.path()))
-        })?;
-        let name = path[collection.resource.path().len() + 1..].trim_end_matches("/status");
+    /// Patches an object of a kind without namespaces, or its `/status`, which is one with it here: by JSON patches, and by merges else, where
+    /// lists are replaced (RFC 7396), and a real server would look for elements of the same key. The error is a status code and a message.
+    fn patch(&mut self, request: &Request) -> Result<Value, (u16, String)> {
+        let absent = || (404, "there is no such object".to_owned());
+        let is_of = |it: &Collection| {
+            let prefix = format!("{}/", it.resource.path());
+            it.served && !it.resource.namespaced && request.path.starts_with(&prefix)
+        };
+        let index = self.collections.iter().position(is_of).ok_or_else(absent)?;
+        let faults = &mut self.collections[index].faults;
+        if let Some(status) = faults.fail_patches {
+            return Err((status, "User \"me\" cannot patch that".to_owned()));
+        }
+        if let Some(change) = faults.before_patches.pop_front() {
+            self.apply(change);
+        }
+        let collection = &self.collections[index];
+        let name = request.path[collection.resource.path().len() + 1..].trim_end_matches("/status");
         let key = (String::new(), name.to_owned());
-        let mut object = collection.objects.get(&key)?.value();
-        merge(&mut object, patch);
+        let mut object = collection.objects.get(&key).ok_or_else(absent)?.value();
+        let patch: Value = serde_json::from_slice(&request.body).map_err(|error| (400, error.to_string()))?;
+        match request.content_type.as_deref() {
+            Some("application/json-patch+json") => {
+                apply_steps(&mut object, &patch).map_err(|reason| (422, reason))?;
+            }
+            _ => merge(&mut object, patch),
+        }
         self.apply(object.clone());
-        Some(object)
+        Ok(object)
     }
 
     fn happened(&mut self, index: usize, event: &'static str, text: Arc<str>) {
@@ -802,6 +824,7 @@ struct Connection {
 struct Request {
     method: String,
     path: String,
+    content_type: Option<String>,
     body: Vec<u8>,
     query: BTreeMap<String, String>,
     token: Option<String>,
@@ -824,6 +847,7 @@ impl Connection {
     fn answer(&self, request: &Request, output: &mut TcpStream) -> io::Result<()> {
         let mut world = self.shared.awake(self.shared.world());
         let seen = ReceivedRequest {
+            method: request.method.clone(),
             path: request.path.clone(),
             query: request.query.clone(),
             token: request.token.clone(),
@@ -850,17 +874,20 @@ impl Connection {
             return respond(output, 200, &resources);
         }
         if request.method == "PATCH" {
-            let patched = world.patch(&request.path, &request.body);
+            let patched = world.patch(request);
             drop(world);
             self.shared.changed.notify_all();
             return match patched {
-                Some(object) => respond(output, 200, &object),
-                None => failure(
-                    output,
-                    404,
-                    "NotFound",
-                    "there is no such object, or this is no patch",
-                ),
+                Ok(object) => respond(output, 200, &object),
+                Err((status, message)) => {
+                    let reason = match status {
+                        403 => "Forbidden",
+                        404 => "NotFound",
+                        422 => "Invalid",
+                        _ => "BadRequest",
+                    };
+                    failure(output, status, reason, &message)
+                }
             };
         }
         let Some(index) = world
@@ -1107,6 +1134,38 @@ impl Connection {
     }
 }
 
+/// The steps `test` and `remove` of a JSON patch (RFC 6902).
+fn apply_steps(object: &mut Value, patch: &Value) -> Result<(), String> {
+    for step in patch.as_array().ok_or("a JSON patch is a list")? {
+        let path = step["path"].as_str().ok_or("a step has no path")?;
+        let missing = || format!("{path} is not there");
+        match step["op"].as_str() {
+            Some("test") => {
+                let found = object.pointer(path).ok_or_else(missing)?;
+                if *found != step["value"] {
+                    return Err(format!("testing value {path} failed"));
+                }
+            }
+            Some("remove") => {
+                let (parent, last) = path.rsplit_once('/').ok_or_else(missing)?;
+                match object.pointer_mut(parent).ok_or_else(missing)? {
+                    Value::Array(elements) => {
+                        let index: usize = last.parse().map_err(|_| missing())?;
+                        if index >= elements.len() {
+                            return Err(missing());
+                        }
+                        elements.remove(index);
+                    }
+                    Value::Object(fields) => drop(fields.remove(last).ok_or_else(missing)?),
+                    _ => return Err(missing()),
+                }
+            }
+            other => return Err(format!("step {other:?} is not known here")),
+        }
+    }
+    Ok(())
+}
+
 /// JSON Merge Patch.
 fn merge(into: &mut Value, patch: Value) {
     let Value::Object(fields) = patch else {
@@ -1179,7 +1238,7 @@ fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>>
     let mut words = line.split_whitespace();
     let method = words.next().unwrap_or_default().to_owned();
     let target = words.next().unwrap_or("/").to_owned();
-    let mut token = None;
+    let (mut token, mut content_type) = (None, None);
     let mut length = 0;
     loop {
         let mut header = String::new();
@@ -1191,6 +1250,7 @@ fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>>
         };
         match name.to_ascii_lowercase().as_str() {
             "authorization" => token = value.trim().strip_prefix("Bearer ").map(str::to_owned),
+            "content-type" => content_type = Some(value.trim().to_owned()),
             "content-length" => length = value.trim().parse().unwrap_or(0),
             _ => {}
         }
@@ -1206,6 +1266,7 @@ fn read_request(input: &mut BufReader<TcpStream>) -> io::Result<Option<Request>>
     Ok(Some(Request {
         method,
         path: path.to_owned(),
+        content_type,
         body,
         query,
         token,

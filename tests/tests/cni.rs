@@ -38,6 +38,8 @@ struct Runtime<'a> {
     bin: PathBuf,
     /// How long pods are held back, instead of the plugin's own limit.
     hold_seconds: Option<u64>,
+    /// The UIDs of pods that it says.
+    uids: BTreeMap<String, String>,
 }
 
 impl<'a> Runtime<'a> {
@@ -48,6 +50,7 @@ impl<'a> Runtime<'a> {
             conf: bed.folder().join("net.d"),
             bin: bed.folder().join("cni-bin"),
             hold_seconds: None,
+            uids: BTreeMap::new(),
         };
         fs::create_dir_all(&runtime.conf).unwrap();
         let mut main = main.clone();
@@ -125,6 +128,8 @@ impl<'a> Runtime<'a> {
         // The plugin's input is a file: the bed starts programs without one.
         let input = self.bed.folder().join(format!("{container}.{name}.json"));
         fs::write(&input, plugin.to_string()).unwrap();
+        let uid = self.uids.get(container).map(|uid| format!(";K8S_POD_UID={uid}"));
+        let uid = uid.unwrap_or_default();
         run.arg("-c")
             .arg(format!("exec {} < {}", program.display(), input.display()))
             .env("CNI_COMMAND", command)
@@ -133,10 +138,20 @@ impl<'a> Runtime<'a> {
             .env("CNI_IFNAME", "eth0")
             .env(
                 "CNI_ARGS",
-                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={container}"),
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={container}{uid}"),
             )
             .env("CNI_PATH", format!("{}:{PLUGINS}", self.bin.display()));
         self.bed.gateway.output(run).unwrap()
+    }
+
+    /// The objects of a cluster whose pods have the UIDs that it says.
+    fn objects(&self, world: &World) -> Vec<Value> {
+        let mut objects = world.objects();
+        for pod in objects.iter_mut().filter(|object| object["kind"] == "Pod") {
+            let uid = self.uids.get(pod["metadata"]["name"].as_str().unwrap());
+            pod["metadata"]["uid"] = json!(uid);
+        }
+        objects
     }
 
     /// Makes a pod's interface; the answer is the result of the chain, or the error of the plugin that failed.
@@ -487,6 +502,135 @@ fn held_pods_are_known_to_policies_from_their_first_packet() {
     });
     assert!(late.reaches(&web), "{}", firewall.log());
     assert!(runtime.check(&late));
+}
+
+/// Kills processes of a firewall and waits until others in their place have a snapshot in force.
+fn restart(firewall: &Appliance, processes: &[&str]) {
+    let killed: Vec<(&str, i64)> = processes
+        .iter()
+        .map(|process| {
+            let pid = firewall.signal(process, Signal::SIGKILL).unwrap();
+            (*process, pid.as_raw().into())
+        })
+        .collect();
+    firewall
+        .wait_until("they are back", |status| {
+            let is_another =
+                |(process, old): &(&str, i64)| status[process]["pid"].as_i64().is_some_and(|pid| pid != *old);
+            status["control"]["ready"] == true && killed.iter().all(is_another)
+        })
+        .unwrap();
+}
+
+#[test]
+fn held_pods_stay_known_to_policies_when_processes_are_restarted() {
+    let Some(_alone) = runs_here("held pods and restarts") else {
+        return;
+    };
+    let bed = Bed::new(Role::Node, &[], 1).unwrap();
+    for family in ["ip", "ip6"] {
+        bed.gateway
+            .sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), "1")
+            .unwrap();
+    }
+    let mut world = World::of(&bed);
+    world.namespaces.insert("shop".to_owned(), labels([]));
+    for name in ["web", "client", "other"] {
+        world.pods.insert(format!("shop/{name}"), scheduled(name));
+    }
+    world.policy(
+        "shop",
+        "web",
+        json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [
+            {"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]}),
+    );
+    let options = Options {
+        more: "podStart: hold\n".to_owned(),
+        source: Some(format!(
+            "{{manifests: {}, allowNoPods: true}}",
+            bed.manifests().display()
+        )),
+        ..Options::default()
+    };
+    let mut runtime = Runtime::new(&bed, &networks()[0]);
+    for name in ["web", "client", "other"] {
+        runtime.uids.insert(name.to_owned(), format!("{name}-1"));
+    }
+    let mut firewall =
+        Appliance::start(&bed, &built_binary().unwrap(), &options, &runtime.objects(&world)).unwrap();
+    runtime.install(&firewall);
+    // No kubelet ever says their addresses.
+    let [web, client, other] = ["web", "client", "other"].map(|name| runtime.pod(name).unwrap());
+    for processes in [&["control"][..], &["dataplane"], &["dataplane", "control"]] {
+        restart(&firewall, processes);
+        assert!(client.reaches(&web), "{processes:?}: {}", firewall.log());
+        assert!(!other.reaches(&web), "{processes:?}");
+    }
+    // Not even while control is away.
+    let back = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let attempts = scope.spawn(|| {
+            let mut attempts = 0;
+            while !back.load(Ordering::Relaxed) {
+                assert!(client.reaches(&web), "attempt {attempts}: {}", firewall.log());
+                attempts += 1;
+            }
+            attempts
+        });
+        restart(&firewall, &["control"]);
+        back.store(true, Ordering::Relaxed);
+        assert!(attempts.join().unwrap() > 0);
+    });
+
+    // A pod that ends while control cannot hear of it. Its object stays, as one whose sandbox is made anew, and another pod has
+    // its addresses next.
+    let control = firewall.signal("control", Signal::SIGSTOP).unwrap();
+    runtime.delete("client", &client.namespace);
+    nix::sys::signal::kill(control, Signal::SIGKILL).unwrap();
+    for range in 0..2 {
+        let _ = fs::remove_file(bed.folder().join(format!("ipam/pods/last_reserved_ip.{range}")));
+    }
+    world.pods.insert("shop/heir".to_owned(), scheduled("heir"));
+    firewall.write(&runtime.objects(&world)).unwrap();
+    let heir = runtime.pod_at_last("heir");
+    assert_eq!(heir.addresses, client.addresses);
+    assert!(!heir.reaches(&web), "{}", firewall.log());
+    assert!(web.reaches(&heir));
+
+    // Another pod of the same name, which is not here: the addresses are not its own.
+    runtime.uids.insert("web".to_owned(), "web-2".to_owned());
+    firewall.write(&runtime.objects(&world)).unwrap();
+    restart(&firewall, &["control"]);
+    assert!(other.reaches(&heir) && !web.reaches(&heir), "{}", firewall.log());
+    // It comes here, as a runtime has it that ends the one before.
+    runtime.delete("web", &web.namespace);
+    let web = runtime.pod_at_last("web");
+    assert!(web.reaches(&heir) && !heir.reaches(&web), "{}", firewall.log());
+
+    // What nobody can read says nothing: pods are unknown until the API server has their addresses.
+    assert!(firewall.stop().unwrap().success());
+    fs::write(bed.folder().join("run/containers.json"), "{\"web\":").unwrap();
+    let firewall = Appliance::launch_with(&bed, &built_binary().unwrap(), &firewall.config).unwrap();
+    let status = firewall
+        .wait_until("it is ready", |status| status["control"]["ready"] == true)
+        .unwrap();
+    let alarms = status["dataplane"]["alarms"].to_string();
+    assert!(
+        alarms.contains("containers.json cannot be read") && alarms.contains("unknown endpoint"),
+        "{alarms}"
+    );
+    assert!(!web.reaches(&heir), "{}", firewall.log());
+    for pod in [&web, &heir] {
+        world.pods.insert(format!("shop/{}", pod.name), pod.object());
+    }
+    firewall.apply(&runtime.objects(&world)).unwrap();
+    assert!(web.reaches(&heir), "{}", firewall.log());
+    // And those that start from now on are kept again.
+    world.pods.insert("shop/client".to_owned(), scheduled("client"));
+    firewall.apply(&runtime.objects(&world)).unwrap();
+    let client = runtime.pod_at_last("client");
+    restart(&firewall, &["dataplane", "control"]);
+    assert!(client.reaches(&web), "{}", firewall.log());
 }
 
 /// Which of some addresses connection tracking knows on the node.

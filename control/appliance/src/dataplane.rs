@@ -61,7 +61,7 @@ use super::{
     ports,
     quarantine::Quarantine,
     runtime::{DataplaneRuntime, port_config},
-    snapshot_server::{FlowSource, SnapshotServer, StatusSource, locked, serve, serve_after},
+    snapshot_server::{SnapshotServer, Sources, locked, serve, serve_after},
     stop_signal::{StopSignal, take_line},
     worker_thread::{self, RequestSignal, WorkerWakers},
 };
@@ -550,8 +550,12 @@ impl Running {
         let flows = LiveFlows::new(Arc::clone(&machine));
         let drops = Arc::clone(&flows);
         spawn_essential(&essential, "rw-drops", move || drops.gather_drops())?;
-        let status: StatusSource = Arc::new(move || reporter.status());
-        let flows: FlowSource = Arc::new(move |filter, cursor| flows.page(filter, cursor));
+        let starting = node.clone();
+        let sources = Sources {
+            status: Arc::new(move || reporter.status()),
+            flows: Arc::new(move |filter, cursor| flows.page(filter, cursor)),
+            pod_starts: Arc::new(move || starting.as_ref().map_or_else(Vec::new, |node| node.pod_starts())),
+        };
         if let Some(node) = &node {
             node.follow(&publication);
         }
@@ -565,13 +569,13 @@ impl Running {
                     }
                     stays
                 };
-                serve_after(word, &socket, publication, status, flows, &essential)?;
+                serve_after(word, &socket, publication, sources, &essential)?;
             }
             None => {
                 if is_staged {
                     publication.keep();
                 }
-                serve(&socket, publication, status, flows, &essential)?;
+                serve(&socket, publication, sources, &essential)?;
             }
         }
         let newcomers = PodGuard::new(Arc::clone(&machine))?;

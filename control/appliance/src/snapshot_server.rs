@@ -17,7 +17,8 @@ use std::{
 use ringwall_dataplane::{classify::Snapshot, dataplane::Dataplane};
 use ringwall_messages::{
     ClusterUid, Connection, ContentHash, DataplaneStatus, FlowCursor, FlowFilter, FlowPage, Listener,
-    ProtocolError, Received, Reply, Request, SnapshotOrigin, SnapshotStatus, VERSION, read_image,
+    ProtocolError, Received, Reply, Request, SnapshotOrigin, SnapshotStatus, VERSION, cni::PodStart,
+    read_image,
 };
 use ringwall_process::essential::Essential;
 
@@ -588,18 +589,29 @@ pub type StatusSource = Arc<dyn Fn() -> DataplaneStatus + Send + Sync>;
 /// Answers which flows there are.
 pub type FlowSource = Arc<dyn Fn(&FlowFilter, Option<FlowCursor>) -> FlowPage + Send + Sync>;
 
+/// Answers which pods the CNI plugin started.
+pub type PodStartSource = Arc<dyn Fn() -> Vec<PodStart> + Send + Sync>;
+
+/// What clients may ask for besides snapshots.
+#[derive(Clone)]
+pub struct Sources {
+    /// With [`Request::Status`].
+    pub status: StatusSource,
+    /// With [`Request::Flows`].
+    pub flows: FlowSource,
+    /// With [`Request::Hello`].
+    pub pod_starts: PodStartSource,
+}
+
 /// Listens, and serves each client on a thread of its own. Returns at once.
 pub fn serve(
     socket: &Path,
     publication: Arc<SnapshotServer>,
-    status: StatusSource,
-    flows: FlowSource,
+    sources: Sources,
     essential: &Essential,
 ) -> Result<(), ProtocolError> {
     let listener = Listener::bind(socket)?;
-    essential.thread("rw-socket", move || {
-        accept(&listener, &publication, &status, &flows)
-    })?;
+    essential.thread("rw-socket", move || accept(&listener, &publication, &sources))?;
     Ok(())
 }
 
@@ -611,8 +623,7 @@ pub fn serve_after(
     word: impl FnOnce() -> bool + Send + 'static,
     socket: &Path,
     publication: Arc<SnapshotServer>,
-    status: StatusSource,
-    flows: FlowSource,
+    sources: Sources,
     essential: &Essential,
 ) -> std::io::Result<()> {
     let socket = socket.to_owned();
@@ -621,14 +632,14 @@ pub fn serve_after(
             return;
         }
         match Listener::bind(&socket) {
-            Ok(listener) => accept(&listener, &publication, &status, &flows),
+            Ok(listener) => accept(&listener, &publication, &sources),
             Err(error) => tracing::error!("{error}"),
         }
     })?;
     Ok(())
 }
 
-fn accept(listener: &Listener, publication: &Arc<SnapshotServer>, status: &StatusSource, flows: &FlowSource) {
+fn accept(listener: &Listener, publication: &Arc<SnapshotServer>, sources: &Sources) {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
         let connection = match listener.accept() {
@@ -644,11 +655,11 @@ fn accept(listener: &Listener, publication: &Arc<SnapshotServer>, status: &Statu
             continue; // closed by dropping it
         }
         let place = ClientSlot(Arc::clone(&clients));
-        let (publication, status, flows) = (Arc::clone(publication), Arc::clone(status), Arc::clone(flows));
+        let (publication, sources) = (Arc::clone(publication), sources.clone());
         let thread = std::thread::Builder::new().name("rw-client".to_owned());
         let client = move || {
             let _place = place;
-            if let Err(error) = serve_client(&connection, &publication, &status, &flows) {
+            if let Err(error) = serve_client(&connection, &publication, &sources) {
                 tracing::debug!(%error, "client left");
             }
         };
@@ -670,8 +681,7 @@ impl Drop for ClientSlot {
 fn serve_client(
     connection: &Connection,
     publication: &SnapshotServer,
-    status: &StatusSource,
-    flows: &FlowSource,
+    sources: &Sources,
 ) -> Result<(), ProtocolError> {
     connection.set_send_timeout(Some(Duration::from_secs(5)))?;
     let mut greeted = false;
@@ -694,6 +704,7 @@ fn serve_client(
                         hash: newest.hash,
                         cluster: newest.cluster,
                         workers: publication.workers,
+                        pod_starts: (sources.pod_starts)(),
                     },
                     None,
                 )?;
@@ -730,13 +741,13 @@ fn serve_client(
             Request::Current { generation, cluster } => publication.confirm(generation, cluster),
             Request::Flows { filter, cursor } => connection.send(
                 &Reply::Flows {
-                    page: Box::new(flows(&filter, cursor)),
+                    page: Box::new((sources.flows)(&filter, cursor)),
                 },
                 None,
             )?,
             Request::Status => connection.send(
                 &Reply::Status {
-                    status: Box::new(status()),
+                    status: Box::new((sources.status)()),
                 },
                 None,
             )?,

@@ -68,6 +68,7 @@ impl Dataplane {
                 hash: kept.hash,
                 cluster: None,
                 workers: 1,
+                pod_starts: Vec::new(),
             }],
             Request::Publish {
                 generation,

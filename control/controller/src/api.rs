@@ -137,7 +137,7 @@ impl Servers {
             .route("/v1/accept", post(accept))
             .route("/v1/explain", post(explain))
             .route("/v1/coverage", post(coverage))
-            .route(POD_STARTS, post(start_pod))
+            .route(POD_STARTS, get(pod_starts).post(start_pod))
             .route(POD_ENDS, post(end_pods))
             .route("/v1/frontends", post(frontends))
             .route(
@@ -305,6 +305,11 @@ async fn start_pod(State(overview): State<Arc<Overview>>, Json(start): Json<PodS
         Ok(answer) => Json(answer).into_response(),
         Err(reason) => (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response(),
     }
+}
+
+/// Of a process that is to take over: the pods that the CNI plugin started.
+async fn pod_starts(State(overview): State<Arc<Overview>>) -> Response {
+    Json(overview.pod_starts().known()).into_response()
 }
 
 /// Of the CNI plugin: containers have ended.

@@ -16,7 +16,8 @@ use std::{
 
 use ringwall_dataplane::classify::Image;
 use ringwall_messages::{
-    ClusterUid, Connection, ContentHash, DataplaneStatus, ProtocolError, Reply, Request, VERSION, image_memfd,
+    ClusterUid, Connection, ContentHash, DataplaneStatus, ProtocolError, Reply, Request, VERSION,
+    cni::PodStart, image_memfd,
 };
 use ringwall_process::essential::Essential;
 use tokio::{
@@ -38,6 +39,8 @@ pub enum Event {
         cluster: Option<ClusterUid>,
         /// Its workers.
         workers: u32,
+        /// The pods of this node that the CNI plugin started.
+        pod_starts: Vec<PodStart>,
     },
     /// It is not there any more.
     Disconnected {
@@ -312,6 +315,7 @@ impl ClientLoop {
                 hash,
                 cluster,
                 workers,
+                pod_starts,
             } => {
                 // One that began anew, or got a snapshot from elsewhere.
                 self.accepted = self.accepted.take().filter(|held| {
@@ -323,6 +327,7 @@ impl ClientLoop {
                     hash,
                     cluster,
                     workers,
+                    pod_starts,
                 });
                 Ok(Session {
                     connection,
@@ -516,6 +521,7 @@ mod tests {
             hash: has.map(|image| ContentHash(image.hash())),
             cluster: None,
             workers: 1,
+            pod_starts: Vec::new(),
         };
         connection.send(&greeting, None).unwrap();
         let mut sent = Vec::new();

@@ -38,7 +38,9 @@ use ringwall_config::{Config, OnDeadline, SourceKind, UnknownEndpoints, Verify};
 use ringwall_dataplane::classify::Image;
 use ringwall_messages::{
     CONTROL_SOCKET, ChildReport, ClusterUid, ContentHash, DATAPLANE_SOCKET, Lifeline, REPORT_INTERVAL,
-    SUPERVISION_FILE, Status, SupervisorOrder, client, image_memfd,
+    SUPERVISION_FILE, Status, SupervisorOrder, client,
+    cni::{POD_STARTS, PodStart},
+    image_memfd,
 };
 use ringwall_policy::{Cluster, Settings};
 use ringwall_process::{
@@ -100,7 +102,7 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 /// Generations that change nothing but pods share a line of the log for so long: there may be hundreds of them in a second.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a staged process waits for the word of the one in charge about the generation in force.
+/// How long a staged process waits for each word of the one in charge: about the generation in force, about pods that have started.
 const GENERATION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The first generation of a staged process is so far above the one in force: others may come meanwhile, and numbers go on
@@ -144,6 +146,12 @@ pub enum ControlError {
         .0.display()
     )]
     NoPods(PathBuf),
+    /// The taint of a node without a name is to be removed.
+    #[error(
+        "`untaintNode: true` takes the name of this machine's Node object, and the environment variable NODE_NAME {0}; set it \
+         (in a pod by `fieldRef: {{fieldPath: spec.nodeName}}`), or remove `untaintNode`"
+    )]
+    NodeName(String),
     /// The API server cannot be used.
     #[error(transparent)]
     Kube(#[from] KubeError),
@@ -168,6 +176,8 @@ pub enum ControlError {
 pub struct Options {
     /// Name of the installation.
     pub name: String,
+    /// Name of the node whose taint is removed once it is guarded; None where that is not wanted.
+    pub untaint: Option<String>,
     /// Where objects come from.
     pub source: SourceKind,
     /// What the administrator says about the cluster.
@@ -209,10 +219,18 @@ pub struct Options {
 }
 
 impl Options {
-    /// Takes what is needed from the configuration.
-    pub fn new(config: &Config) -> Self {
-        Self {
+    /// Takes what is needed from the configuration, and the node's name from its variable in the environment.
+    ///
+    /// # Errors
+    /// The node's taint is to be removed, and the variable is no name.
+    pub fn new(config: &Config, environment: impl Fn(&str) -> Option<String>) -> Result<Self, ControlError> {
+        let untaint = config
+            .untaint_node
+            .then(|| node_name(environment(NODE_NAME)))
+            .transpose()?;
+        Ok(Self {
             name: config.name.clone(),
+            untaint,
             source: config.source.kind.clone(),
             settings: Settings {
                 pod_cidrs: config.cluster.pod_cidrs.clone(),
@@ -242,7 +260,25 @@ impl Options {
                 ..kube::Timing::default()
             },
             folder: WatchOptions::default(),
-        }
+        })
+    }
+}
+
+/// The variable of the environment with the name of this machine's Node object.
+const NODE_NAME: &str = "NODE_NAME";
+
+/// The name of a Node object: a subdomain, as RFC 1123 has it.
+fn node_name(value: Option<String>) -> Result<String, ControlError> {
+    let is_part = |part: &str| {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        !part.is_empty() && !part.starts_with('-') && !part.ends_with('-') && part.bytes().all(fits)
+    };
+    match value {
+        Some(name) if name.len() <= 253 && name.split('.').all(is_part) => Ok(name),
+        Some(name) => Err(ControlError::NodeName(format!(
+            "is `{name}`, which cannot be a node's name"
+        ))),
+        None => Err(ControlError::NodeName("is not set".to_owned())),
     }
 }
 
@@ -252,7 +288,7 @@ impl Options {
 /// Something it needs at the start is wrong: the configuration, the kubeconfig, the manifests, an address.
 pub fn run(args: &ControlArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args.config)?;
-    let mut options = Options::new(&config);
+    let mut options = Options::new(&config, |variable| std::env::var(variable).ok())?;
     options
         .source
         .replace_by(args.manifests.as_deref(), args.kubeconfig.as_deref());
@@ -635,10 +671,12 @@ impl Controller {
         let key = epoch_key(&options.state_dir)?;
         let feed = open_source(&options).await?;
         let socket = options.socket.clone();
-        let asked = tokio::task::spawn_blocking(move || generation_in_force(&socket)).await;
+        let ask = move || (generation_in_force(&socket), pod_starts_in_charge(&socket));
+        let (generation, pod_starts) = tokio::task::spawn_blocking(ask).await.unwrap_or_default();
         let tools = StageFactory::with_budget(options.budget);
         let mut controller = Self::prepare(feed, key, options, tools)?;
-        controller.generation = Some(asked.ok().flatten().unwrap_or(0) + STAGED_GENERATION_GAP);
+        controller.overview.pod_starts().restore(pod_starts);
+        controller.generation = Some(generation.unwrap_or(0) + STAGED_GENERATION_GAP);
         controller.staging = true;
         Ok(controller)
     }
@@ -781,6 +819,7 @@ impl Controller {
         self.confirm();
         self.begin_compiling();
         self.overview.beat(self.progress());
+        self.say_whether_guarded();
         if let Some(idle) = self.overview.active_policy().take_idle(Instant::now()) {
             tokio::task::spawn_blocking(move || drop(idle));
         }
@@ -814,6 +853,14 @@ impl Controller {
             () = tokio::time::sleep(pause) => {}
         }
         None
+    }
+
+    /// Says whether this node is guarded: the dataplane is there, and every worker decides by what the source says.
+    fn say_whether_guarded(&self) {
+        if let Some(guarded) = &self.feed.guarded {
+            let now = self.servers.is_some() && self.overview.not_ready().is_empty();
+            guarded.send_if_modified(|before| std::mem::replace(before, now) != now);
+        }
     }
 
     /// How long to wait for anything to happen.
@@ -1082,8 +1129,12 @@ impl Controller {
                 hash,
                 cluster,
                 workers,
+                pod_starts,
             } => {
                 tracing::info!(generation, workers, "the dataplane is connected");
+                // Before anything is compiled: a process that begins knows of no pod that its predecessor let start.
+                self.overview.pod_starts().restore(pod_starts);
+                self.take_pod_starts();
                 self.take_stored_cluster(cluster);
                 self.connected = true;
                 self.unanswered = None;
@@ -1210,6 +1261,16 @@ fn generation_in_force(control: &Path) -> Option<u64> {
     Some(status.dataplane?.snapshot.generation)
 }
 
+/// The pods of this node that the CNI plugin started, as the control process in charge says; none where it does not answer, or
+/// its release does not say.
+fn pod_starts_in_charge(control: &Path) -> Vec<PodStart> {
+    client::ask_control(control, POD_STARTS, None, GENERATION_TIMEOUT)
+        .ok()
+        .filter(|answer| answer.status == 200)
+        .and_then(|answer| serde_json::from_slice(&answer.body).ok())
+        .unwrap_or_default()
+}
+
 fn since(earlier: Instant, later: Instant) -> f64 {
     later.saturating_duration_since(earlier).as_secs_f64()
 }
@@ -1247,11 +1308,12 @@ async fn open_source(options: &Options) -> Result<Feed, ControlError> {
         stale_after: options.stale_after,
         ..options.watches.clone()
     };
-    Ok(kube::start(
+    Ok(kube::start_on_node(
         &access,
         settings,
         timing,
         Some(options.state_dir.join(POLICIES_FILE)),
+        options.untaint.clone(),
     )
     .await?)
 }

@@ -3,6 +3,9 @@
 //! The kubelet reports a pod's addresses once it runs, and the pod runs once policies have its addresses. So what the CNI plugin
 //! says about a pod takes the place of what its status says, until the API server says something new about it: from then on
 //! that counts, whatever it is.
+//!
+//! The dataplane keeps who has started where. It hears of each pod before control does, and says it with each connection, so a
+//! process that is started anew knows them before it compiles anything.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -79,8 +82,9 @@ impl PodStarts {
                 "{MAX_STARTS} containers are known, and none of them has ended"
             ));
         }
-        // One sandbox at a time: a runtime that tries again does so under another id.
-        starts.retain(|_, other| other.pod != key);
+        // One sandbox at a time: a runtime that tries again does so under another id. And an address is one pod's: whose end was
+        // not said has ended.
+        starts.retain(|_, other| other.pod != key && other.addresses.is_disjoint(&start.addresses));
         let PodStart {
             container,
             uid,
@@ -111,6 +115,32 @@ impl PodStarts {
         if starts.len() != before {
             self.changed.notify_one();
         }
+    }
+
+    /// Takes the word of the dataplane, or of the process that is to be followed: these containers there are, and no others.
+    pub(super) fn restore(&self, known: Vec<PodStart>) {
+        let containers = known.iter().map(|start| start.container.clone()).collect();
+        self.end(&PodEnds::AllBut(containers));
+        for start in known {
+            if let Err(reason) = self.begin(start) {
+                tracing::warn!(
+                    reason,
+                    "a pod that has started is an unknown endpoint until the API server has its addresses"
+                );
+            }
+        }
+    }
+
+    /// The containers that there are, in order of their ids.
+    pub(super) fn known(&self) -> Vec<PodStart> {
+        let starts = self.starts();
+        let known = starts.iter().map(|(container, start)| PodStart {
+            container: container.clone(),
+            pod: format!("{}/{}", start.pod.namespace, start.pod.name),
+            uid: start.uid.clone(),
+            addresses: start.addresses.clone(),
+        });
+        known.collect()
     }
 
     /// Until something was noted or forgotten.
@@ -314,6 +344,45 @@ mod tests {
             seen(&starts, &[Some(pod), None, Some(pod)]),
             [Some(ips(&["10.1.0.5"])), None, Some(ips(&[]))]
         );
+    }
+
+    #[test]
+    fn the_dataplanes_word_takes_the_place_of_what_was_known() {
+        let pod: (&str, &[&str]) = ("u1", &[]);
+        let web = |container: &str| start(container, "a/web", Some("u1"), &["10.1.0.5"]);
+        let other = start("c7", "a/other", None, &["10.1.0.7"]);
+        let starts = PodStarts::default();
+        // Known already, and the API server has said something else since: that stays.
+        starts.begin(web("c1")).unwrap();
+        assert_eq!(
+            seen(&starts, &[Some(pod), Some(("u1", &["10.1.0.9"]))]),
+            [Some(ips(&["10.1.0.5"])), Some(ips(&["10.1.0.9"]))]
+        );
+        starts.restore(vec![web("c1"), other.clone()]);
+        assert_eq!(starts.known(), [web("c1"), other.clone()]);
+        assert_eq!(
+            seen(&starts, &[Some(("u1", &["10.1.0.9"]))]),
+            [Some(ips(&["10.1.0.9"]))]
+        );
+        // Ended while nobody could say so.
+        starts.restore(vec![other.clone()]);
+        assert_eq!(starts.known(), [other]);
+        assert_eq!(seen(&starts, &[Some(pod)]), [Some(ips(&[]))]);
+        // One that is no pod keeps nobody away.
+        starts.restore(vec![start("c8", "web", None, &["10.1.0.8"]), web("c2")]);
+        assert_eq!(starts.known(), [web("c2")]);
+        assert_eq!(seen(&starts, &[Some(pod)]), [Some(ips(&["10.1.0.5"]))]);
+    }
+
+    #[test]
+    fn an_address_that_another_pod_gets_is_the_other_ones() {
+        let starts = PodStarts::default();
+        starts
+            .begin(start("c1", "a/web", None, &["10.1.0.5", "fd00::5"]))
+            .unwrap();
+        let next = start("c2", "a/other", None, &["10.1.0.5", "fd00::6"]);
+        starts.begin(next.clone()).unwrap();
+        assert_eq!(starts.known(), [next]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use ringwall_analyse::coverage::{Coverage, FirewallPosition};
 use ringwall_compile::{Budget, CompileError, Compiled, Compiler};
 use ringwall_dataplane::{
     addr::Addr,
-    classify::{Generation, L4, NodeExemption, Snapshot},
+    classify::{Generation, IdentityKind, L4, NodeExemption, Snapshot},
 };
 use ringwall_messages::{
     Connection, DataplaneStatus, Listener, ProtocolError, Reply, Request, SnapshotStatus, Status, VERSION,
@@ -81,6 +81,8 @@ struct Kept {
     hash: Option<ContentHash>,
     cluster: Option<ClusterUid>,
     images: Vec<Vec<u8>>,
+    /// What the CNI plugin said to it.
+    pod_starts: Vec<PodStart>,
 }
 
 /// A dataplane without packets.
@@ -192,6 +194,7 @@ fn serve(
                 hash: kept.hash,
                 cluster: kept.cluster.clone(),
                 workers: 2,
+                pod_starts: kept.pod_starts.clone(),
             }],
             Request::Flows { .. } => panic!("control never asks for flows"),
             Request::Current { generation, cluster } => {
@@ -299,6 +302,7 @@ impl Bed {
     fn options(&self) -> Options {
         Options {
             name: "test".to_owned(),
+            untaint: None,
             source: SourceKind::Manifests {
                 dir: self.path("manifests"),
             },
@@ -489,8 +493,7 @@ async fn a_restarted_dataplane_gets_what_it_lacks_and_nothing_else() {
         *bed.dataplane.kept.lock().unwrap() = Kept {
             generation,
             hash: Some(ContentHash([7; 32])),
-            images: Vec::new(),
-            cluster: None,
+            ..Kept::default()
         };
         bed.dataplane.resume();
         bed.dataplane.image(expected).await;
@@ -1372,6 +1375,48 @@ async fn a_pod_is_known_before_it_runs_and_once_it_is_in_force() {
         "{unknown:?}"
     );
     assert!(!ask(start("a/one", "10.0.0.9")).await.unwrap().known);
+    control.stop().await;
+}
+
+/// Whether an image has an address as that of the pod `a/one`.
+fn is_address_of_one(image: &[u8], address: &str) -> bool {
+    let snapshot = Snapshot::open(image).unwrap();
+    let identity = snapshot.identify(address.parse::<std::net::IpAddr>().unwrap().into());
+    let one = snapshot.find_endpoint("a", "one").unwrap();
+    identity.kind == IdentityKind::Pod && identity.endpoint == one.number
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_started_before_this_process_is_in_its_first_snapshot() {
+    let bed = Bed::new();
+    let start = |address: &str| PodStart {
+        container: "c1".to_owned(),
+        pod: "a/one".to_owned(),
+        uid: None,
+        addresses: BTreeSet::from([address.parse().unwrap()]),
+    };
+    bed.dataplane.kept.lock().unwrap().pod_starts = vec![start("10.0.0.7")];
+    let control = bed.control().await;
+    bed.dataplane.image("1: a/one").await;
+    let image = |number: usize| bed.dataplane.kept.lock().unwrap().images[number].clone();
+    assert!(is_address_of_one(&image(0), "10.0.0.7"));
+
+    // One that is staged beside it has it from there.
+    let (mut staged, mut heard) = staged(bed.options()).await;
+    let Milestone::Staged(of_staged) = next_milestone(&mut staged, &mut heard).await else {
+        panic!("nothing is staged");
+    };
+    assert!(is_address_of_one(&of_staged.to_bytes(), "10.0.0.7"));
+    drop(staged);
+
+    // A dataplane that comes back says what has become of it meanwhile.
+    let mut bed = bed;
+    bed.dataplane.kill();
+    bed.dataplane.kept.lock().unwrap().pod_starts = vec![start("10.0.0.8")];
+    bed.dataplane.resume();
+    bed.dataplane.image("2: a/one").await;
+    let image = bed.dataplane.kept.lock().unwrap().images[1].clone();
+    assert!(is_address_of_one(&image, "10.0.0.8") && !is_address_of_one(&image, "10.0.0.7"));
     control.stop().await;
 }
 

@@ -7,7 +7,7 @@
 //! ```text
 //! control                          dataplane
 //! Hello{version}               ->
-//!                              <-  Hello{version, generation, hash, workers}
+//!                              <-  Hello{version, generation, hash, workers, podStarts}
 //! Publish{generation,..} + fd  ->                                     (the whole image, or a delta to `base`)
 //!                              <-  Accepted{generation} | Refused{generation, reason}
 //!                              <-  Adopted{generation, micros}       (once every worker has moved to it)
@@ -131,6 +131,10 @@ pub enum Reply {
         cluster: Option<ClusterUid>,
         /// How many workers run.
         workers: u32,
+        /// The pods of this node that the CNI plugin started, with the addresses that policies are to know them by
+        /// (`podStart: hold`).
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pod_starts: Vec<cni::PodStart>,
     },
     /// To [`Request::Publish`]: the image is valid and the workers are being told.
     Accepted {

@@ -523,6 +523,7 @@ mod tests {
             hash: Some(ContentHash([1; 32])),
             cluster: None,
             workers: 2,
+            pod_starts: Vec::new(),
         };
         assert_eq!(
             serde_json::to_string(&hello).unwrap(),

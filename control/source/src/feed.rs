@@ -44,6 +44,8 @@ pub struct Feed {
     pub services: ServiceFeed,
     /// Takes a state that the source holds back; None where it never does.
     pub accept: Option<Accept>,
+    /// Where to say whether this node is guarded, so that its taint goes; None where that is not wanted.
+    pub guarded: Option<watch::Sender<bool>>,
     /// What runs for it, as long as this lives.
     pub(super) _task: Option<AbortOnDrop>,
 }
@@ -141,6 +143,8 @@ pub(super) enum Condition {
     Invalid,
     /// Policies cannot be read, and never could.
     Unreadable,
+    /// The node's taint cannot be removed, or looked for.
+    Taint,
     /// There may be objects of a kind that cannot be read: that of the watch of this number.
     Unread(usize),
 }

@@ -10,6 +10,7 @@
 //! * [`object`] decodes what arrives.
 //! * [`state`] puts them together (pure), and holds policies of ending namespaces (SEMANTICS 54).
 //! * [`kept`] remembers the policies over a restart.
+//! * [`taint`] takes a taint off the node that this process runs on, once it is guarded.
 //!
 //! Nothing is handed on before all lists are complete, but for kinds that are not served, that cannot be read, or that no policy
 //! speaks of; after that, every state handed on is one that the last complete word of each watch describes. A list that is fetched again replaces the one before at once (SEMANTICS 55).
@@ -25,6 +26,7 @@ mod kind;
 mod object;
 mod pulse;
 mod state;
+mod taint;
 mod trim;
 mod watch;
 
@@ -45,6 +47,7 @@ use tokio::{
     time::{sleep, sleep_until},
 };
 
+pub use self::taint::NODE_TAINT;
 use self::{
     connect::Built,
     connection::Connection,
@@ -219,8 +222,23 @@ pub async fn start(
     timing: Timing,
     kept: Option<PathBuf>,
 ) -> Result<Feed, KubeError> {
+    start_on_node(access, settings, timing, kept, None).await
+}
+
+/// As [`start`]. Where the name of this machine's node is given, its taint [`NODE_TAINT`] is removed whenever
+/// [`Feed::guarded`] is true.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_on_node(
+    access: &Access,
+    settings: Settings,
+    timing: Timing,
+    kept: Option<PathBuf>,
+    node: Option<String>,
+) -> Result<Feed, KubeError> {
     let built = connect::build(access, &timing).await?;
-    Ok(start_with(access.clone(), built, settings, timing, kept))
+    Ok(start_with(access.clone(), built, settings, timing, kept, node))
 }
 
 /// The tasks that a source cannot do without. None of them ever ends while all is well.
@@ -255,6 +273,7 @@ fn start_with(
     settings: Settings,
     timing: Timing,
     kept: Option<PathBuf>,
+    node: Option<String>,
 ) -> Feed {
     let watches = Kind::all().map(|kind| (kind.api().resource(), kind.required()));
     let health = Health::new("kubernetes", built.location.clone(), timing.stale_after, watches);
@@ -273,11 +292,21 @@ fn start_with(
         state.remember(kept::read(kept));
     }
     let mut essential = assembler.watchers(&state);
+    let guarded = node.map(|node| {
+        let (guarded, is_guarded) = latest::channel(false);
+        let (connection, health) = (Arc::clone(&connection), Arc::clone(&assembler.health));
+        let task = taint::keep_off(node, is_guarded, connection, assembler.timing.clone(), health);
+        essential.spawn("the removal of the node's taint", task);
+        guarded
+    });
     essential.spawn(
         "the renewal of credentials",
         connection.keep_credentials(access, built),
     );
-    assembler.start(state, kept, messages, essential)
+    Feed {
+        guarded,
+        ..assembler.start(state, kept, messages, essential)
+    }
 }
 
 /// Who is told what the watches come to.
@@ -380,6 +409,7 @@ impl Assembler {
             health,
             services,
             accept: None,
+            guarded: None,
             _task: Some(task),
         }
     }

@@ -61,6 +61,7 @@ pub fn start(
         health,
         services,
         accept: Some(Accept(Box::new(move || acceptor.accept()))),
+        guarded: None,
         _task: None,
     })
 }

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use ringwall_bpf::node::{
     Address, Area, AskLimit, Device, DeviceKind, Hook, Node, NodeConfig, NodeMemory, TcAttachment,
 };
-use ringwall_config::{Config, FailMode, Mode, PodStart};
+use ringwall_config::{Config, FailMode, Mode};
 use ringwall_dataplane::{
     classify::Snapshot,
     node::{
@@ -31,7 +31,7 @@ use ringwall_dataplane::{
 };
 use ringwall_messages::{
     GuardedInterface, NodeStatus,
-    cni::{Attachment, CniReply, CniRequest},
+    cni::{Attachment, CniReply, CniRequest, PodStart},
 };
 
 use super::{
@@ -97,7 +97,7 @@ pub struct NodeGuard {
     problems: Mutex<BTreeMap<String, String>>,
     /// What carries packets past the programs since it came later than they.
     obstacles: Mutex<Vec<String>>,
-    /// What somebody removed and that was put back, and when last.
+    /// What somebody removed or broke and that was put back, and when last.
     meddled: Mutex<Option<(Instant, String)>>,
     pod_networks: Vec<IpNet>,
     /// Whose interfaces the CNI plugin named.
@@ -148,6 +148,10 @@ impl NodeGuard {
         let cache = Arc::new(cache_of(&programs, buckets as usize)?);
         let backstop = (config.fail_mode == FailMode::Closed)
             .then(|| Backstop::new(&config.name, config.cluster.pod_cidrs.clone()));
+        let (containers, problem) = Containers::read(&config.runtime_dir);
+        if let Some(problem) = &problem {
+            tracing::error!("{problem}");
+        }
         Ok(Self {
             programs: Mutex::new(programs),
             config: told,
@@ -157,17 +161,17 @@ impl NodeGuard {
             assigned: Mutex::default(),
             owners: Arc::default(),
             memory,
-            only_assigned: config.pod_start != PodStart::Off,
-            held: config.pod_start == PodStart::Hold,
+            only_assigned: config.pod_start != ringwall_config::PodStart::Off,
+            held: config.pod_start == ringwall_config::PodStart::Hold,
             backstop: Mutex::new(backstop),
             inventory: Mutex::default(),
             refreshing: Mutex::default(),
             guarded: Mutex::default(),
             problems: Mutex::default(),
             obstacles: Mutex::default(),
-            meddled: Mutex::default(),
+            meddled: Mutex::new(problem.map(|problem| (Instant::now(), problem))),
             pod_networks: config.cluster.pod_cidrs.clone(),
-            containers: Mutex::new(Containers::read(&config.runtime_dir)),
+            containers: Mutex::new(containers),
         })
     }
 
@@ -474,6 +478,25 @@ impl NodeGuard {
             .collect()
     }
 
+    /// With `podStart: hold`, the pods that the CNI plugin named and whose interfaces are guarded with just the addresses that it
+    /// named: policies are to know them whether the API server has their addresses or not.
+    pub fn pod_starts(&self) -> Vec<PodStart> {
+        if !self.held {
+            return Vec::new();
+        }
+        let starts = locked(&self.containers).pod_starts();
+        let guarded = locked(&self.guarded);
+        let is_guarded = |index: u32, name: &str, addresses: &BTreeSet<IpAddr>| match guarded.get(&index) {
+            Some((interface, Guarded::Pod(end))) => interface.name == name && end.addresses == *addresses,
+            _ => false,
+        };
+        starts
+            .into_iter()
+            .filter(|(index, name, start)| is_guarded(*index, name, &start.addresses))
+            .map(|(.., start)| start)
+            .collect()
+    }
+
     /// What is wrong, for `status`.
     pub fn alarms(&self) -> Vec<String> {
         let mut alarms: Vec<String> = locked(&self.problems).values().cloned().collect();
@@ -645,7 +668,7 @@ impl NodeGuard {
                 .map(|(interface, _)| interface.name.clone())
                 .unwrap_or_default();
             locked(&self.containers)
-                .insert(&attachment.container, &name, index)
+                .insert(attachment, &name, index)
                 .map_err(|error| format!("whose interface {name} is cannot be kept: {error}"))?;
             self.check_pod(attachment)
         };
