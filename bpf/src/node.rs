@@ -106,10 +106,13 @@ pub struct NodeConfig {
     pub ask_ifindex: u32,
     /// Receive queues of the far end that have sockets.
     pub ask_queues: u32,
-    /// The longest frame that is asked, in bytes with its link header: MTU of the ask pair less 112 for the header; 0: no limit.
+    /// The longest frame that is asked, in bytes with its link header: MTU of the ask pair less 120 for the header; 0: no limit.
     pub ask_mtu: u32,
     /// What each pod may ask; None: no limit.
     pub ask_limit: Option<AskLimit>,
+    /// Frames that a queue of the ask pair holds. Of those that are free, one pod's first packets may take an eighth; 0: no limit, for workers that do not
+    /// say what they have taken.
+    pub ask_places: u32,
     /// What happens without workers.
     pub fail_mode: FailMode,
     /// What would drop passes, and is counted.
@@ -129,6 +132,7 @@ impl Default for NodeConfig {
             ask_queues: 1,
             ask_mtu: 0,
             ask_limit: None,
+            ask_places: 0,
             fail_mode: FailMode::Closed,
             audit: false,
             enforcing: false,
@@ -212,13 +216,15 @@ pub enum Address {
 }
 
 /// Names of the maps, which are also the names of their pins. `node_config` is pinned last: it says whose the rest is.
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 15] = [
     "node_pulse",
     "node_devices",
     "device_places",
     "node_addresses",
     "service_cidrs",
     "ask_tokens",
+    "ask_queues",
+    "ask_shares",
     "node_counters",
     "ask_sockets",
     "flow_buckets",
@@ -277,6 +283,7 @@ impl Node {
             array("flow_epochs")?,
             array("node_pulse")?,
             array("device_places")?,
+            array("ask_queues")?,
         ];
         let memory = NodeMemory::map(arrays, buckets)
             .map_err(|source| BpfError::system("map the flow cache into memory", source))?;
@@ -401,7 +408,11 @@ impl Node {
         self.memory.change_place(ifindex, None, || {
             self.remove("node_devices", &ifindex.to_ne_bytes(), &what)
         })?;
-        self.remove("ask_tokens", &ifindex.to_ne_bytes(), &what)
+        self.remove("ask_tokens", &ifindex.to_ne_bytes(), &what)?;
+        (0..MAX_ASK_QUEUES as u32).try_for_each(|queue| {
+            let share = [ifindex.to_ne_bytes(), queue.to_ne_bytes()].concat();
+            self.remove("ask_shares", &share, &what)
+        })
     }
 
     /// Makes these the addresses of local pods and of the host. New ones are added before old ones go.
@@ -505,12 +516,13 @@ impl Node {
     }
 
     /// Gives the asks of a queue to an AF_XDP socket bound to the far end of the ask pair. The slot empties itself when
-    /// the socket closes.
+    /// the socket closes. What waited for an earlier socket waits no longer.
     ///
     /// # Errors
     /// The queue is beyond the map, or the kernel refuses the socket.
     pub fn register_socket(&self, queue: u16, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
         check_count("queues of the ask pair", usize::from(queue) + 1, MAX_ASK_QUEUES)?;
+        self.memory.forget_asks(queue);
         self.write(
             "ask_sockets",
             &u32::from(queue).to_ne_bytes(),
@@ -656,6 +668,8 @@ fn load(buckets: u32) -> Result<([OwnedFd; 5], Vec<MapHandle>), BpfError> {
         &maps.node_addresses,
         &maps.service_cidrs,
         &maps.ask_tokens,
+        &maps.ask_queues,
+        &maps.ask_shares,
         &maps.node_counters,
         &maps.ask_sockets,
         &maps.flow_buckets,

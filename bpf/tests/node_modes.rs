@@ -17,7 +17,7 @@ use libbpf_rs::{libbpf_sys, query::ProgInfoIter};
 use net::{Namespace, privileged};
 use node_rig::{
     A_MAC, A4, B4, HOST_MAC, LIMIT, OUTSIDE_MAC, OUTSIDE4, Rig, Shape, UPLINK4,
-    ask::{Ask, NO_LINK, SRC_LOCAL, Verdict},
+    ask::{Ask, HEADER, NO_LINK, SRC_LOCAL, Verdict},
     attachments, connect, describe, echo, has_received,
     raw::{Packets, ip4, udp4},
     tcp, udp, wait_until,
@@ -736,7 +736,7 @@ fn frames_that_are_not_of_the_workers_or_for_them_end_at_the_ask_pair() {
     // Into `judge`, as somebody on the host would.
     let near = Packets::open(&rig.host, "ask0");
     let ask = |nonce: [u32; 2], version: u8| {
-        let mut frame = vec![0; 112];
+        let mut frame = vec![0; HEADER];
         frame[0..4].copy_from_slice(&uplink.to_ne_bytes());
         frame[4..8].copy_from_slice(&nonce[0].to_ne_bytes());
         frame[8..12].copy_from_slice(&nonce[1].to_ne_bytes());
@@ -750,9 +750,9 @@ fn frames_that_are_not_of_the_workers_or_for_them_end_at_the_ask_pair() {
         [nonce[0], nonce[1] ^ 0x8000_0000],
         [0, 0],
     ] {
-        expect(&near, &ask(flipped, 1), Outcome::JudgeForged);
+        expect(&near, &ask(flipped, 2), Outcome::JudgeForged);
     }
-    expect(&near, &ask(nonce, 2), Outcome::JudgeForged);
-    expect(&near, &ask(nonce, 1)[..120], Outcome::JudgeForged);
+    expect(&near, &ask(nonce, 1), Outcome::JudgeForged);
+    expect(&near, &ask(nonce, 2)[..HEADER + 8], Outcome::JudgeForged);
     assert!(!rig.asks().iter().any(|ask| ask.out_ifindex == uplink));
 }

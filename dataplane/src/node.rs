@@ -8,6 +8,7 @@
 //! * [`cache`] the layout of the flow cache, and its writer.
 //! * [`epochs`] which cached decisions end with a snapshot. [`renewal`] which of these go on.
 //! * [`owners`] which pods had an address before.
+//! * [`queues`] how far workers have got with what is asked.
 //!
 //! Integers are in native byte order unless said otherwise. The same layouts are in `bpf/src/c/node.h`.
 
@@ -15,6 +16,7 @@ pub mod ask;
 pub mod cache;
 pub mod epochs;
 pub mod owners;
+pub mod queues;
 pub mod renewal;
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use ask::Nonce;
 use cache::FlowCache;
 use owners::AddressOwners;
+use queues::AskQueues;
 
 /// What the workers of a node need besides the dataplane's other configuration.
 #[derive(Clone, Debug)]
@@ -32,4 +35,6 @@ pub struct NodeConfig {
     pub cache: Arc<FlowCache>,
     /// Who had the addresses of this node's pods.
     pub owners: Arc<AddressOwners>,
+    /// Where they say what they have dealt with.
+    pub queues: Arc<AskQueues>,
 }

@@ -124,6 +124,8 @@ struct WorkerTurn<'a, Io> {
     forwarding: Option<&'a Forwarding>,
     now: Nanos,
     samples: usize,
+    /// Queue and ticket of the last ask of the burst.
+    asked: Option<(u32, u32)>,
     report: TurnReport,
 }
 
@@ -174,6 +176,7 @@ impl<Io: PacketIo> Worker<Io> {
             forwarding: forwarding.map(|(_, forwarding)| forwarding),
             now,
             samples: 0,
+            asked: None,
             report: TurnReport::default(),
         };
         turn.take_over();
@@ -378,6 +381,9 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             } else {
                 self.dispatch(frame, meta);
             }
+        }
+        if let Some((queue, ticket)) = self.asked.take() {
+            self.take_asks(queue, ticket);
         }
     }
 

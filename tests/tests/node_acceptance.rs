@@ -31,6 +31,10 @@ use socket2::{Domain, Socket, Type};
 #[path = "node_acceptance/remote_backends.rs"]
 mod remote_backends;
 
+/// Floods of first packets.
+#[path = "node_acceptance/floods.rs"]
+mod floods;
+
 /// Random clusters and random translation.
 #[path = "node_acceptance/random_clusters.rs"]
 mod random_clusters;
@@ -74,6 +78,8 @@ fn denied(firewall: &Appliance) -> u64 {
         "pod-denied",
         "exit-ask-limit",
         "pod-ask-limit",
+        "exit-ask-queue",
+        "pod-ask-queue",
     ]
     .iter()
     .map(|reason| drops[reason].as_u64().unwrap_or(0))

@@ -99,6 +99,38 @@ struct {
 	__type(value, __u64);
 } ask_tokens SEC(".maps");
 
+/* The queues of the ask pair. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, RW_MAX_ASK_QUEUES);
+	__type(key, __u32);
+	__type(value, struct rw_ask_queue);
+} ask_queues SEC(".maps");
+
+struct ask_share_key {
+	__u32 ifindex;
+	__u32 queue;
+};
+
+/* What of a queue's waiting asks is a device's, in two groups: how many, and the newest ticket of each. Once that ticket is taken, none of its
+ * group waits, whether the others were taken before it or lost. */
+struct ask_share {
+	__u32 older;
+	__u32 older_ticket;
+	__u32 newer;
+	__u32 newer_ticket;
+	__u64 progress;		/* when a group was last done, CLOCK_MONOTONIC, ns */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, RW_MAX_ASK_SHARES);
+	__type(key, struct ask_share_key);
+	__type(value, struct ask_share);
+} ask_shares SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, RW_NODE_COUNTERS);
@@ -1329,13 +1361,144 @@ __noinline int is_tracked(struct __sk_buff *skb, const struct packet *pkt)
 	return 1;
 }
 
-/* Whether a device has a token. */
-static __always_inline int has_token(const struct rw_node_config *config, __u32 subject)
+/* Whether a device has a token. Global, so that the verifier looks at it once. */
+__noinline int has_token(__u32 subject)
 {
-	__u64 interval = config->ask_interval_ns;
+	const struct rw_node_config *config = get_config();
 	const __u64 *until = bpf_map_lookup_elem(&ask_tokens, &subject);
+	__u64 interval;
 
-	return !interval || !until || *until + interval <= bpf_ktime_get_ns() + interval * config->ask_burst;
+	if (!config || !until)
+		return 1;
+	interval = config->ask_interval_ns;
+	return !interval || *until + interval <= bpf_ktime_get_ns() + interval * config->ask_burst;
+}
+
+/* Takes one of a device's tokens, which it has. Two CPUs at once may take one for two, no more. Global, so that the verifier looks at it once. */
+__noinline int take_token(__u32 subject)
+{
+	const struct rw_node_config *config = get_config();
+	__u64 *until = bpf_map_lookup_elem(&ask_tokens, &subject);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!config || !config->ask_interval_ns)
+		return 0;
+	if (!until) {
+		now += config->ask_interval_ns;
+		bpf_map_update_elem(&ask_tokens, &subject, &now, BPF_NOEXIST);
+		return 0;
+	}
+	*until = (*until > now ? *until : now) + config->ask_interval_ns;
+	return 0;
+}
+
+/* The queue of the ask pair: the same for both directions of a pair of addresses. */
+static __always_inline __u32 find_queue(const struct rw_node_config *config, const struct rw_ask *ask)
+{
+	const struct rw_tuple *t = &ask->original, *r = &ask->reply;
+	__u32 hash = t->src[0] ^ t->src[1] ^ t->src[2] ^ t->src[3] ^ r->src[0] ^ r->src[1] ^ r->src[2] ^ r->src[3];
+
+	hash *= 0x9e3779b1u;
+	return config->ask_queues > 1 ? (hash >> 16) % config->ask_queues : 0;
+}
+
+/* Frames that a packet comes to on the ask pair, which cuts it up. */
+static __always_inline __u32 count_frames(const struct __sk_buff *skb)
+{
+	return skb->gso_segs ? skb->gso_segs : 1;
+}
+
+/* Whether the worker of a queue has dealt with a ticket. */
+static __always_inline int is_taken(const struct rw_ask_queue *queue, __u32 ticket)
+{
+	return (__s32)(*(volatile __u32 *)&queue->taken - ticket) >= 0;
+}
+
+/* Whether nothing of a device's share has been taken for as long as workers count as alive. Then all of it has been lost. */
+static __always_inline int is_lost(const struct rw_node_config *config, const struct ask_share *share, __u64 now)
+{
+	return now - share->progress > config->stale_ns;
+}
+
+/* Whether so many more frames of a device may wait on a queue. Its share is a part of the places that are free: the more devices have asks there,
+ * the fewer each may have, and some places always stay free. One frame may wait in any case: its ticket, once taken, tells that what
+ * was lost before it waits no longer. */
+static __always_inline int has_places(const struct rw_node_config *config, const struct rw_ask_queue *queue,
+				      const struct ask_share *share, __u32 frames, __u64 now)
+{
+	__u32 waiting = *(volatile __u32 *)&queue->issued - *(volatile __u32 *)&queue->taken;
+	__u32 limit = waiting < config->ask_places ? (config->ask_places - waiting) / RW_ASK_SHARE : 0;
+	__u32 own = frames;
+
+	if (!config->ask_places)
+		return 1;
+	if (!is_lost(config, share, now)) {
+		own += is_taken(queue, share->older_ticket) ? 0 : share->older;
+		own += is_taken(queue, share->newer_ticket) ? 0 : share->newer;
+	}
+	return own <= 1 || own <= limit;
+}
+
+/* Whether so many more frames of a device may wait on a queue. Global, so that the verifier looks at it once. */
+__noinline int may_wait(__u32 ifindex, __u32 number, __u32 frames)
+{
+	struct ask_share_key key = { .ifindex = ifindex, .queue = number };
+	const struct rw_node_config *config = get_config();
+	const struct rw_ask_queue *queue = bpf_map_lookup_elem(&ask_queues, &number);
+	const struct ask_share *share = bpf_map_lookup_elem(&ask_shares, &key);
+
+	return !config || !queue || !share || has_places(config, queue, share, frames, bpf_ktime_get_ns());
+}
+
+/* Of a device that has nothing waiting. */
+static const struct ask_share no_share = {};
+
+static __always_inline struct ask_share *find_share(const struct ask_share_key *key)
+{
+	struct ask_share *share = bpf_map_lookup_elem(&ask_shares, key);
+
+	if (share)
+		return share;
+	bpf_map_update_elem(&ask_shares, key, &no_share, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&ask_shares, key);
+}
+
+/* Draws a ticket for an ask of so many frames and notes it in the share of its device. Two CPUs at once may note one for two, no more.
+ * 0, or the outcome if it may not wait. Global, so that the verifier looks at it once. */
+__noinline int draw_ticket(struct rw_ask *ask, __u32 frames)
+{
+	const struct rw_node_config *config;
+	struct rw_ask_queue *queue;
+	struct ask_share_key key;
+	struct ask_share *share;
+	__u64 now;
+
+	if (!ask)
+		return RW_EXIT_ASK_FAILED;
+	key.ifindex = ask->subject;
+	key.queue = ask->queue;
+	queue = bpf_map_lookup_elem(&ask_queues, &key.queue);
+	share = find_share(&key);
+	config = get_config();
+	if (!queue || !share || !config)
+		return RW_EXIT_ASK_FAILED;
+	now = bpf_ktime_get_ns();
+	if (!has_places(config, queue, share, frames, now))
+		return RW_EXIT_ASK_QUEUE;
+	if (is_taken(queue, share->newer_ticket) || is_lost(config, share, now)) {
+		share->older = 0;
+		share->newer = 0;
+		share->progress = now;
+	} else if (!share->older || is_taken(queue, share->older_ticket)) {
+		share->older = share->newer;
+		share->older_ticket = share->newer_ticket;
+		share->newer = 0;
+		share->progress = now;
+	}
+	ask->ticket = __sync_fetch_and_add(&queue->issued, frames) + frames;
+	share->newer += frames;
+	share->newer_ticket = ask->ticket;
+	return 0;
 }
 
 /* A pod of which something was refused within a second. What is known goes on; what is denied, or new and without a token, ends
@@ -1346,9 +1509,9 @@ static __always_inline __u32 check_refused(struct __sk_buff *skb, const struct r
 {
 	const struct rw_node_address *to;
 	struct rw_ask ask;
-	int action;
+	int action, token, place;
 
-	if (!device->refused_ms || pkt->fragment != WHOLE)
+	if (!device->refused_ms)
 		return RW_POD_PASSED;
 	if ((__u32)(bpf_ktime_get_coarse_ns() / 1000000) - device->refused_ms > 1000)
 		return RW_POD_PASSED;
@@ -1356,15 +1519,20 @@ static __always_inline __u32 check_refused(struct __sk_buff *skb, const struct r
 	ask.ethertype = pkt->ethertype;
 	use_own_tuple(pkt, &ask);
 	find_buckets(config, &ask);
-	action = find_decision(&ask) & 3;
+	/* Of a later fragment nobody can tell here what it is of: it goes on as what is new does. */
+	action = pkt->fragment == LATER_FRAGMENT ? RW_ACTION_NONE : find_decision(&ask) & 3;
 	if (action == RW_ACTION_DENY)
 		return RW_POD_DENIED;
-	if (action == RW_ACTION_ALLOW || has_token(config, skb->ifindex))
+	token = has_token(skb->ifindex);
+	place = may_wait(skb->ifindex, find_queue(config, &ask), count_frames(skb));
+	if (action == RW_ACTION_ALLOW || (token && place))
 		return RW_POD_PASSED;
 	to = find_address(pkt->dst);
 	if (to && to->kind == RW_ADDRESS_HOST)
 		return RW_POD_PASSED; /* nobody is asked about it */
-	return is_tracked(skb, pkt) ? RW_POD_PASSED : RW_POD_ASK_LIMIT;
+	if (pkt->fragment != LATER_FRAGMENT && is_tracked(skb, pkt))
+		return RW_POD_PASSED;
+	return token ? RW_POD_ASK_QUEUE : RW_POD_ASK_LIMIT;
 }
 
 /* Discovery with addresses of the link makes entries in the kernel's tables of neighbours, under whatever addresses a pod claims, and
@@ -1519,28 +1687,6 @@ static __always_inline int is_service_address(const __u32 *address)
 	return bpf_map_lookup_elem(&service_cidrs, &key) != 0;
 }
 
-/* Takes one of a device's tokens. Two CPUs at once may take one for two, no more. */
-static __always_inline int take_token(const struct rw_node_config *config, __u32 subject)
-{
-	__u64 interval = config->ask_interval_ns, burst = interval * config->ask_burst;
-	__u64 now, spent, *until;
-
-	if (!interval)
-		return 1;
-	now = bpf_ktime_get_ns();
-	until = bpf_map_lookup_elem(&ask_tokens, &subject);
-	if (!until) {
-		spent = now + interval;
-		bpf_map_update_elem(&ask_tokens, &subject, &spent, BPF_NOEXIST);
-		return 1;
-	}
-	spent = *until > now ? *until - now : 0;
-	if (spent + interval > burst)
-		return 0;
-	*until = now + spent + interval;
-	return 1;
-}
-
 /* The device that pays for an ask: the port of the pod that sends, else of the one that receives. */
 static __always_inline __u32 find_subject(const struct rw_ask *ask, const struct rw_node_address *src,
 					  const struct rw_node_address *dst)
@@ -1567,19 +1713,8 @@ static __always_inline __u32 fail_mode(const struct rw_node_config *config)
 	return config->flags & RW_NODE_FAIL_OPEN ? RW_EXIT_FAIL_OPEN : RW_EXIT_FAIL_CLOSED;
 }
 
-/* The queue of the ask pair: the same for both directions of a pair of addresses. */
-static __always_inline __u32 find_queue(const struct rw_node_config *config, const struct rw_ask *ask)
-{
-	const struct rw_tuple *t = &ask->original, *r = &ask->reply;
-	__u32 hash = t->src[0] ^ t->src[1] ^ t->src[2] ^ t->src[3] ^ r->src[0] ^ r->src[1] ^ r->src[2] ^ r->src[3];
-
-	hash *= 0x9e3779b1u;
-	return config->ask_queues > 1 ? (hash >> 16) % config->ask_queues : 0;
-}
-
 /* Puts the header in front of the frame. */
-static __always_inline __u32 make_ask(struct __sk_buff *skb, const struct rw_node_config *config, struct rw_ask *ask,
-				      __u32 queue)
+static __always_inline __u32 make_ask(struct __sk_buff *skb, const struct rw_node_config *config, struct rw_ask *ask)
 {
 	__u32 room = sizeof(*ask);
 
@@ -1594,7 +1729,7 @@ static __always_inline __u32 make_ask(struct __sk_buff *skb, const struct rw_nod
 		return RW_EXIT_ASK_FAILED;
 	if (ask->flags & RW_ASK_NO_LINK && bpf_skb_store_bytes(skb, sizeof(*ask) + 12, &ask->ethertype, 2, 0))
 		return RW_EXIT_ASK_FAILED;
-	skb->queue_mapping = queue + 1; /* as if it had come in by this queue */
+	skb->queue_mapping = ask->queue + 1; /* as if it had come in by this queue */
 	return RW_EXIT_ASKED;
 }
 
@@ -1603,14 +1738,20 @@ static __always_inline __u32 ask_worker(struct __sk_buff *skb, const struct rw_n
 					const struct rw_node_pulse *pulse, struct rw_ask *ask)
 {
 	__u32 queue = find_queue(config, ask);
+	int refusal;
 
+	ask->queue = queue;
 	if (!(config->flags & RW_NODE_ENFORCING) || !bpf_map_lookup_elem(&ask_sockets, &queue))
 		return fail_mode(config);
 	if ((__s64)(bpf_ktime_get_ns() - pulse->workers) > (__s64)config->stale_ns)
 		return fail_mode(config);
-	if (!take_token(config, ask->subject))
+	if (!has_token(ask->subject))
 		return RW_EXIT_ASK_LIMIT;
-	return make_ask(skb, config, ask, queue);
+	refusal = draw_ticket(ask, count_frames(skb));
+	if (refusal)
+		return refusal;
+	take_token(ask->subject);
+	return make_ask(skb, config, ask);
 }
 
 /* An ICMP error about a flow: from a pod only if it is an end of it, and not as a way to carry more than an error. */
@@ -1755,7 +1896,7 @@ static __always_inline __u32 judge_leaving(struct __sk_buff *skb, const struct r
 	if (pkt.fragment == WHOLE && !is_icmp_error(&pkt) && (pkt.has_l4 || (!has_ports(pkt.protocol) && !is_icmp(&pkt))))
 		ask.flags |= RW_ASK_CACHEABLE;
 	outcome = ask_worker(skb, config, pulse, &ask);
-	if (outcome == RW_EXIT_ASK_LIMIT)
+	if (outcome == RW_EXIT_ASK_LIMIT || outcome == RW_EXIT_ASK_QUEUE)
 		note_refusal(&ask);
 	return outcome;
 }

@@ -25,6 +25,7 @@ enum rw_node_outcome {
 	RW_POD_DENIED = 14,
 	RW_POD_ASK_LIMIT = 15,
 	RW_POD_LINK_LIMIT = 39,
+	RW_POD_ASK_QUEUE = 49,
 	/* exit: what leaves by a device */
 	RW_EXIT_HIT = 16,
 	RW_EXIT_RETURNED = 17,
@@ -49,6 +50,7 @@ enum rw_node_outcome {
 	RW_EXIT_RELATED_TOO_LONG = 36,
 	RW_EXIT_ASK_LIMIT = 37,
 	RW_EXIT_ASK_FAILED = 38,
+	RW_EXIT_ASK_QUEUE = 48,
 	/* from_net: what comes from elsewhere */
 	RW_NET_PASSED = 40,
 	RW_NET_SPOOFED_SOURCE = 41,
@@ -119,7 +121,7 @@ enum rw_conntrack {
 /* rw_answer.flags, beside RW_ASK_NO_LINK */
 #define RW_ANSWER_TO_POD 32u	/* for the pod behind the device, which has to be a pod's port: its Ethernet address is put in */
 
-#define RW_ASK_VERSION 1
+#define RW_ASK_VERSION 2
 #define RW_WAYS 8
 #define RW_MAX_BUCKETS 1048576		/* a power of two */
 #define RW_EPOCHS 65536
@@ -128,6 +130,8 @@ enum rw_conntrack {
 #define RW_MAX_ADDRESSES 65536
 #define RW_MAX_SERVICE_PREFIXES 1024
 #define RW_MAX_ASK_QUEUES 256
+#define RW_MAX_ASK_SHARES 65536
+#define RW_ASK_SHARE 8			/* a device may have one in so many of a queue's free places */
 #define RW_MAX_OVERLAY_PORTS 16
 
 struct rw_tuple {
@@ -153,6 +157,17 @@ struct rw_ask {
 	struct rw_tuple original;
 	struct rw_tuple reply;
 	__u32 subject;		/* index of the device whose token was taken */
+	__u32 queue;		/* of the ask pair */
+	__u32 ticket;		/* number of this ask on that queue */
+};
+
+/* One queue of the ask pair. A queue keeps its order, so whoever knows the newest ticket that a worker has seen knows which asks wait. Tickets
+ * wrap. The words lie on cache lines of their own. */
+struct rw_ask_queue {
+	__u32 issued;		/* newest ticket; the programs write it */
+	__u32 unused[15];
+	__u32 taken;		/* newest ticket that the worker has dealt with; the worker writes it */
+	__u32 unused_too[15];
 };
 
 /* Between Ethernet and IP header of the frame that comes back. */
@@ -215,6 +230,8 @@ struct rw_node_config {
 	__u32 ask_interval_ns;	/* of one token; 0: no limit */
 	__u32 ask_burst;	/* tokens */
 	__u16 overlay_ports[RW_MAX_OVERLAY_PORTS]; /* be; 0 ends the list */
+	__u32 ask_places;	/* frames that a queue of the ask pair holds; 0: it is not looked at how many wait */
+	__u32 unused;
 };
 
 /* By index of the device. `device_places` has the same at the index modulo its size, written as entries of the flow cache are; the first
@@ -254,13 +271,14 @@ struct rw_node_count {
 /* What others copy of these layouts. */
 #define RW_AT(type, field, offset) _Static_assert(__builtin_offsetof(struct type, field) == (offset), #type "." #field)
 _Static_assert(sizeof(struct rw_tuple) == 36, "rw_tuple");
-_Static_assert(sizeof(struct rw_ask) == 112, "rw_ask");
+_Static_assert(sizeof(struct rw_ask) == 120, "rw_ask");
 _Static_assert(sizeof(struct rw_answer) == 16, "rw_answer");
 _Static_assert(sizeof(struct rw_flow_bucket) == 32, "rw_flow_bucket");
 _Static_assert(sizeof(struct rw_flow_entry) == 128, "rw_flow_entry");
 _Static_assert(sizeof(struct rw_flow_usage) == 64, "rw_flow_usage");
 _Static_assert(sizeof(struct rw_node_pulse) == 16, "rw_node_pulse");
-_Static_assert(sizeof(struct rw_node_config) == 96, "rw_node_config");
+_Static_assert(sizeof(struct rw_node_config) == 104, "rw_node_config");
+_Static_assert(sizeof(struct rw_ask_queue) == 128, "rw_ask_queue");
 _Static_assert(sizeof(struct rw_node_device) == 64, "rw_node_device");
 _Static_assert(sizeof(struct rw_node_address) == 8, "rw_node_address");
 _Static_assert(sizeof(struct rw_service_key) == 20, "rw_service_key");
@@ -278,6 +296,9 @@ RW_AT(rw_ask, version, 35);
 RW_AT(rw_ask, original, 36);
 RW_AT(rw_ask, reply, 72);
 RW_AT(rw_ask, subject, 108);
+RW_AT(rw_ask, queue, 112);
+RW_AT(rw_ask, ticket, 116);
+RW_AT(rw_ask_queue, taken, 64);
 RW_AT(rw_flow_entry, action, 4);
 RW_AT(rw_flow_entry, reason, 5);
 RW_AT(rw_flow_entry, zone, 6);

@@ -129,6 +129,10 @@ outcomes! {
     ExitAskFailed = 38, Exit, true, "exit-ask-failed";
     /// More discovery by addresses of the link than makes sense.
     PodLinkLimit = 39, FromPod, true, "pod-link-limit";
+    /// As many first packets of the pod wait for a worker as may.
+    ExitAskQueue = 48, Exit, true, "exit-ask-queue";
+    /// New, from a pod of which as many first packets wait for a worker as may.
+    PodAskQueue = 49, FromPod, true, "pod-ask-queue";
     /// From elsewhere, and not with a local pod's address.
     NetPassed = 40, FromNet, false, "net-passed";
     /// From elsewhere with a local pod's address.

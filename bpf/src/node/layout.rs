@@ -24,7 +24,7 @@ pub(super) struct Secrets {
 }
 
 /// `struct rw_node_config`.
-pub(super) const CONFIG_BYTES: usize = 96;
+pub(super) const CONFIG_BYTES: usize = 104;
 
 pub(super) fn config_bytes(build_id: u64, secrets: Secrets, config: &NodeConfig) -> [u8; CONFIG_BYTES] {
     let mut flags = 0;
@@ -69,6 +69,7 @@ pub(super) fn config_bytes(build_id: u64, secrets: Secrets, config: &NodeConfig)
     for (index, port) in config.overlay_ports.iter().take(MAX_OVERLAY_PORTS).enumerate() {
         put(64 + index * 2, &port.to_be_bytes());
     }
+    put(96, &config.ask_places.to_ne_bytes());
     bytes
 }
 

@@ -11,7 +11,10 @@ use std::{
     },
 };
 
-use super::layout::{DEVICE_BYTES, DEVICE_INDEX, DEVICE_KIND, DEVICE_STATE, DEVICE_VERSION};
+use super::{
+    MAX_ASK_QUEUES,
+    layout::{DEVICE_BYTES, DEVICE_INDEX, DEVICE_KIND, DEVICE_STATE, DEVICE_VERSION},
+};
 
 /// A mapped BPF array. The programs read, and of the usage write, while user space does: whoever looks inside uses atomics
 /// or volatile reads.
@@ -96,19 +99,25 @@ pub struct NodeMemory {
     pub epochs: Area,
     /// `struct rw_node_pulse`.
     pub pulse: Area,
+    /// `struct rw_ask_queue`, [`ASK_QUEUE_BYTES`] each, [`MAX_ASK_QUEUES`](super::MAX_ASK_QUEUES) of them.
+    pub ask_queues: Area,
     /// `struct rw_node_device`, by index of the device modulo their number. Locked by who writes.
     places: Mutex<Area>,
 }
 
 /// Number of epochs.
 pub const EPOCHS: u32 = 65_536;
+/// Bytes of `struct rw_ask_queue`.
+const ASK_QUEUE_BYTES: usize = 128;
+/// Where it has the newest ticket that a worker has dealt with; at its begin is the newest one that was issued.
+const ASK_QUEUE_TAKEN: usize = 64;
 /// Number of places of devices.
 const DEVICE_PLACES: u32 = 16_384;
 
 impl NodeMemory {
     /// Maps the arrays of a cache with that many buckets.
-    pub(super) fn map(arrays: [BorrowedFd<'_>; 6], bucket_count: u32) -> io::Result<Self> {
-        let [buckets, entries, usage, epochs, pulse, places] = arrays;
+    pub(super) fn map(arrays: [BorrowedFd<'_>; 7], bucket_count: u32) -> io::Result<Self> {
+        let [buckets, entries, usage, epochs, pulse, places, ask_queues] = arrays;
         let bucket_count = bucket_count as usize;
         let area = |map, bytes: usize| Area::map(map, bytes.next_multiple_of(4096));
         Ok(Self {
@@ -117,6 +126,7 @@ impl NodeMemory {
             usage: area(usage, bucket_count * 8 * 64)?,
             epochs: area(epochs, EPOCHS as usize * 8)?,
             pulse: area(pulse, 16)?,
+            ask_queues: area(ask_queues, MAX_ASK_QUEUES * ASK_QUEUE_BYTES)?,
             places: Mutex::new(area(places, DEVICE_PLACES as usize * DEVICE_BYTES)?),
         })
     }
@@ -153,6 +163,17 @@ impl NodeMemory {
         }
         version.store(odd.wrapping_add(1), Ordering::Release);
         Ok(())
+    }
+
+    /// Takes every ask that was put on a queue of the ask pair for dealt with.
+    pub(super) fn forget_asks(&self, queue: u16) {
+        let begin = usize::from(queue) * ASK_QUEUE_BYTES;
+        if let (Some(issued), Some(taken)) = (
+            self.ask_queues.word(begin),
+            self.ask_queues.word(begin + ASK_QUEUE_TAKEN),
+        ) {
+            taken.store(issued.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 
     /// Says that the workers are alive: CLOCK_MONOTONIC, ns.

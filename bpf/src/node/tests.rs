@@ -63,7 +63,7 @@ fn cost_of_a_cached_decision() {
         let (verdict, ask, _) = kernel::test_run_repeated(exit, &frame, 1, 1).unwrap();
         assert_eq!(
             (verdict, ask.len()),
-            (7, frame.len() + 112),
+            (7, frame.len() + 120),
             "redirected with its header"
         );
         write_entry(&memory, &ask, &ask[36..72], &ask[72..108]);

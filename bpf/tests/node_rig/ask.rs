@@ -18,8 +18,10 @@ use ringwall_bpf::node::NodeMemory;
 use crate::net::Namespace;
 
 /// Length of `struct rw_ask`.
-pub const HEADER: usize = 112;
-const ANSWER: usize = 96;
+pub const HEADER: usize = 120;
+const ANSWER: usize = HEADER - 16;
+/// Behind its Ethernet header.
+const METADATA: usize = ANSWER + 14;
 
 pub const SRC_LOCAL: u8 = 1;
 pub const DST_LOCAL: u8 = 2;
@@ -71,6 +73,8 @@ pub struct Ask {
     pub original: Tuple,
     pub reply: Tuple,
     pub subject: u32,
+    pub queue: u32,
+    pub ticket: u32,
     pub frame: Vec<u8>,
 }
 
@@ -96,6 +100,8 @@ impl Ask {
                 bytes: bytes[72..108].try_into().unwrap(),
             },
             subject: word(108),
+            queue: word(112),
+            ticket: word(116),
             frame: bytes[HEADER..].to_vec(),
         }
     }
@@ -268,7 +274,7 @@ impl Answerer {
                 }
                 rings.turn(|bytes| {
                     let ask = Ask::parse(bytes);
-                    assert_eq!((ask.nonce, ask.version), (nonce, 1));
+                    assert_eq!((ask.nonce, ask.version), (nonce, 2));
                     let verdict = judge(&ask);
                     if ask.flags & CACHEABLE != 0 {
                         let (action, expires) = match verdict {
@@ -285,10 +291,11 @@ impl Answerer {
                     let answer = matches!(verdict, Verdict::Allow | Verdict::AllowOnce);
                     if answer {
                         bytes.copy_within(HEADER..HEADER + 14, ANSWER);
-                        bytes[110..114].copy_from_slice(&ask.out_ifindex.to_ne_bytes());
-                        bytes[114..118].copy_from_slice(&nonce[0].to_ne_bytes());
-                        bytes[118..122].copy_from_slice(&nonce[1].to_ne_bytes());
-                        bytes[122..126].copy_from_slice(&u32::from(ask.flags & NO_LINK).to_ne_bytes());
+                        bytes[METADATA..METADATA + 4].copy_from_slice(&ask.out_ifindex.to_ne_bytes());
+                        bytes[METADATA + 4..METADATA + 8].copy_from_slice(&nonce[0].to_ne_bytes());
+                        bytes[METADATA + 8..METADATA + 12].copy_from_slice(&nonce[1].to_ne_bytes());
+                        bytes[METADATA + 12..METADATA + 16]
+                            .copy_from_slice(&u32::from(ask.flags & NO_LINK).to_ne_bytes());
                     }
                     seen.lock().unwrap().push(ask);
                     answer

@@ -139,7 +139,7 @@ impl Rig {
         let ask_ifindex = index(&host, "ask0");
         let config = NodeConfig {
             ask_ifindex,
-            ask_mtu: 3000 + 14 - 112,
+            ask_mtu: 3000 + 14 - 120,
             enforcing: true,
             overlay_ports: vec![4789, 8472],
             ..NodeConfig::default()

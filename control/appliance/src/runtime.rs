@@ -42,9 +42,10 @@ use super::{
     worker_thread::RequestSignal,
 };
 
-/// Frames kept ready in the fill ring of a pod's queue, and of any other.
+/// Frames kept ready in the fill ring of a pod's queue.
 const POD_FRAMES: u32 = 512;
-const OTHER_FRAMES: u32 = 2048;
+/// The same of a queue of any other port.
+pub const FILL_FRAMES: u32 = 2048;
 /// How long it is an alarm that somebody changed settings.
 pub(crate) const MEDDLED_FOR: Duration = Duration::from_secs(900);
 /// How long a pod's port that is gone keeps its number and its place in the status: an interface that is made anew under its
@@ -748,7 +749,8 @@ impl DataplaneRuntime {
         if let Some(quarantine) = locked(&self.quarantine).as_mut() {
             drops.insert(DROP_REASON.to_owned(), quarantine.dropped());
         }
-        let node = self.node.as_ref().map(|node| node.status(&mut drops));
+        let lost = frames.lost;
+        let node = self.node.as_ref().map(|node| node.status(&mut drops, lost));
         let flows = |read: fn(&ringwall_dataplane::stats::FlowCounters) -> u64| {
             self.stats.sum(|worker| read(&worker.flows))
         };
@@ -826,8 +828,8 @@ pub fn port_config(port: &PlannedPort, umem: Umem) -> PortConfig {
         fill_frames: match port.kind {
             PortKind::Pod => umem
                 .frames_per_pod_port
-                .map_or(POD_FRAMES, |frames| frames.get().min(OTHER_FRAMES)),
-            _ => OTHER_FRAMES,
+                .map_or(POD_FRAMES, |frames| frames.get().min(FILL_FRAMES)),
+            _ => FILL_FRAMES,
         },
     }
 }

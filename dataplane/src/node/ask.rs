@@ -1,7 +1,7 @@
 //! The header in front of a packet that the kernel asks about, and the answer that takes it back.
 //!
 //! ```text
-//! ask     0 header                    112 Ethernet header  126 IP
+//! ask     0 header                    120 Ethernet header  134 IP
 //! answer        0 Ethernet header  14 metadata  30 IP
 //! ```
 //! The frame behind the header is as it would leave the node, after NAT. Policy is about the *true pair*, which only
@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// Of the header: what [`AskHeader::version`] has to be.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of the header.
-pub const HEADER_BYTES: usize = 112;
+pub const HEADER_BYTES: usize = 120;
 /// Bytes of an Ethernet header.
 const ETHERNET_BYTES: usize = 14;
 /// Bytes of [`AnswerMetadata`].
@@ -132,6 +132,10 @@ pub struct AskHeader {
     pub reply: Tuple,
     /// The token bucket that the question was charged to.
     pub token: u32,
+    /// The queue that it came by.
+    pub queue: u32,
+    /// Its number on that queue. Segments that were asked about as one share it.
+    pub ticket: u32,
 }
 const _: () = assert!(size_of::<AskHeader>() == HEADER_BYTES);
 

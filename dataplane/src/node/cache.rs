@@ -254,7 +254,7 @@ fn take_u64(number: &AtomicU64) -> u64 {
 
 /// Memory of this process, or of a map.
 #[derive(Debug)]
-enum Memory<T: 'static> {
+pub(super) enum Memory<T: 'static> {
     Mapped(&'static [T]),
     Private(Box<[T]>),
 }
@@ -271,13 +271,17 @@ impl<T> Deref for Memory<T> {
 }
 
 impl<T: FromZeros> Memory<T> {
-    fn private(count: usize) -> Self {
+    pub(super) fn private(count: usize) -> Self {
         Self::Private(zeroed(count))
     }
 
     /// # Safety
     /// As of [`FlowCache::from_raw`].
-    unsafe fn mapped(map: MappedMemory, count: usize, name: &'static str) -> Result<Self, CacheError> {
+    pub(super) unsafe fn mapped(
+        map: MappedMemory,
+        count: usize,
+        name: &'static str,
+    ) -> Result<Self, CacheError> {
         let needed = count * size_of::<T>();
         if map.bytes < needed {
             let have = map.bytes;

@@ -131,7 +131,7 @@ impl Asked<'_> {
 impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
     /// Reads the header and the packet behind it into `meta`, and finds the worker that owns its shard.
     #[cold]
-    pub(super) fn steer_ask(&self, frame: &Frame, port: &Port, meta: &mut PacketMeta) -> Disposition {
+    pub(super) fn steer_ask(&mut self, frame: &Frame, port: &Port, meta: &mut PacketMeta) -> Disposition {
         let Some(node) = &self.shared.config.node else {
             return Disposition::Malformed(DropReason::PortUnavailable);
         };
@@ -139,6 +139,7 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             Ok(ask) => ask,
             Err(reason) => return Disposition::Malformed(reason),
         };
+        self.asked = Some((ask.header().queue, ask.header().ticket));
         match ask.packet(frame.bytes()) {
             Parsed::Subject(packet) => meta.packet = packet,
             Parsed::NotSubject(kind) => return Disposition::NotSubject(kind),
@@ -150,6 +151,14 @@ impl<'a, Io: PacketIo> WorkerTurn<'a, Io> {
             return Disposition::HandOver(owner);
         }
         Disposition::Asked
+    }
+
+    /// Tells the kernel that the asks of a queue up to a ticket have been judged, or handed to the workers that judge them.
+    #[cold]
+    pub(super) fn take_asks(&self, queue: u32, ticket: u32) {
+        if let Some(node) = &self.shared.config.node {
+            node.queues.take(queue, ticket);
+        }
     }
 
     /// A packet that the kernel asks about, of this worker's shards.

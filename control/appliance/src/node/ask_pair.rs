@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
+use netlink_packet_route::link::LinkAttribute;
 use nix::sched::CloneFlags;
 use rustix::thread::LinkNameSpaceType;
 
@@ -71,6 +72,22 @@ impl AskPair {
         // The worker gets packets whose checksums are whole.
         ringwall_xsk::device::Device::lookup(NEAR)?.disable_checksum_offload()?;
         Ok(Self { namespace, near, far })
+    }
+
+    /// Frames for which its far end had no room.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the pair is gone.
+    pub fn lost(&self) -> anyhow::Result<u64> {
+        let links = Netlink::open()?.links()?;
+        let near = links.iter().find(|link| link.header.index == self.near);
+        near.and_then(|link| {
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+                _ => None,
+            })
+        })
+        .context("the pair went away")
     }
 
     /// Runs something in the worker's namespace.

@@ -20,11 +20,13 @@ use ringwall_bpf::node::{
 use ringwall_config::{Config, FailMode, Mode};
 use ringwall_dataplane::{
     classify::Snapshot,
+    io::BURST,
     node::{
         self,
         ask::Nonce,
         cache::{CacheError, CacheMaps, FlowCache, MappedMemory},
         owners::AddressOwners,
+        queues::AskQueues,
         renewal::end_decisions,
     },
     stats::StatsReader,
@@ -48,7 +50,7 @@ use crate::{
     netlink::{ChangeStream, KernelChange, Netlink},
     plan::Plan,
     quarantine::DROP_REASON,
-    runtime::MEDDLED_FOR,
+    runtime::{FILL_FRAMES, MEDDLED_FOR},
     snapshot_server::{SnapshotServer, locked},
     worker_thread,
 };
@@ -62,11 +64,17 @@ const REMOVAL_LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked for what carries packets past the programs.
 const OBSTACLE_LOOK: Duration = Duration::from_secs(2);
 
-/// What a pod may ask: a flood of first packets of one pod leaves the workers to the others.
+/// What a pod may ask, however quick the workers are: first packets of a flood make entries in conntrack.
 const ASK_LIMIT: AskLimit = AskLimit {
     per_second: 50_000,
     burst: 10_000,
 };
+/// Frames that a socket of the ask pair has room for while its worker has a burst in hand.
+const ASK_PLACES: u32 = FILL_FRAMES - BURST as u32;
+/// Drop reason of first packets for which the worker's socket had no room.
+const SOCKET_FULL: &str = "ask-socket-full";
+/// Drop reason of first packets for which the pair to the workers had no room.
+const PAIR_FULL: &str = "ask-pair-full";
 /// Entries of a bucket of the flow cache.
 const WAYS: u32 = 8;
 
@@ -81,6 +89,8 @@ pub struct NodeGuard {
     assigned: Mutex<BTreeSet<(IpAddr, u32)>>,
     /// Who had the addresses of pods.
     owners: Arc<AddressOwners>,
+    /// How far the workers have got with what is asked.
+    queues: Arc<AskQueues>,
     memory: Arc<NodeMemory>,
     /// Whether new pods have the addresses that the CNI plugin names, and no others.
     only_assigned: bool,
@@ -129,6 +139,7 @@ impl NodeGuard {
             ask_queues: workers as u32,
             ask_mtu: ask_pair::LONGEST_FRAME,
             ask_limit: Some(ASK_LIMIT),
+            ask_places: ASK_PLACES,
             fail_mode: match config.fail_mode {
                 FailMode::Open => ringwall_bpf::FailMode::Open,
                 FailMode::Closed => ringwall_bpf::FailMode::Closed,
@@ -145,7 +156,7 @@ impl NodeGuard {
         programs.set_service_cidrs(&config.cluster.service_cidrs)?;
         let nonce = Nonce(programs.nonce());
         let memory = programs.memory();
-        let cache = Arc::new(cache_of(&programs, buckets as usize)?);
+        let (cache, queues) = shared_memory(&programs, buckets as usize, workers)?;
         let backstop = (config.fail_mode == FailMode::Closed)
             .then(|| Backstop::new(&config.name, config.cluster.pod_cidrs.clone()));
         let (containers, problem) = Containers::read(&config.runtime_dir);
@@ -157,9 +168,10 @@ impl NodeGuard {
             config: told,
             pair,
             nonce,
-            cache,
+            cache: Arc::new(cache),
             assigned: Mutex::default(),
             owners: Arc::default(),
+            queues: Arc::new(queues),
             memory,
             only_assigned: config.pod_start != ringwall_config::PodStart::Off,
             held: config.pod_start == ringwall_config::PodStart::Hold,
@@ -191,6 +203,7 @@ impl NodeGuard {
             nonce: self.nonce,
             cache: Arc::clone(&self.cache),
             owners: Arc::clone(&self.owners),
+            queues: Arc::clone(&self.queues),
         }
     }
 
@@ -426,8 +439,14 @@ impl NodeGuard {
         }
     }
 
-    /// What is guarded and what became of packets; what the programs dropped goes to the drops by reason.
-    pub fn status(&self, drops: &mut BTreeMap<String, u64>) -> NodeStatus {
+    /// What is guarded and what became of packets; what the programs dropped, and what was lost on the way to the workers, goes to
+    /// the drops by reason. `lost_by_sockets` are frames for which the workers' sockets had no room.
+    pub fn status(&self, drops: &mut BTreeMap<String, u64>, lost_by_sockets: u64) -> NodeStatus {
+        drops.insert(SOCKET_FULL.to_owned(), lost_by_sockets);
+        match self.pair.lost() {
+            Ok(lost) => drop(drops.insert(PAIR_FULL.to_owned(), lost)),
+            Err(error) => tracing::debug!(%error, "frames that the ask pair has lost"),
+        }
         let mut outcomes = BTreeMap::new();
         match locked(&self.programs).counters() {
             Ok(counters) => {
@@ -917,9 +936,13 @@ fn far_end(netlink: &mut Netlink, namespace: i32, index: u32) -> Option<FarEnd> 
     })
 }
 
-/// The cache over the maps' memory.
+/// The flow cache and the queues' tickets over the maps' memory.
 #[allow(unsafe_code)] // memory shared with the programs in the kernel
-fn cache_of(programs: &Node, buckets: usize) -> Result<FlowCache, CacheError> {
+fn shared_memory(
+    programs: &Node,
+    buckets: usize,
+    queues: usize,
+) -> Result<(FlowCache, AskQueues), CacheError> {
     let memory = programs.memory();
     let map = |area: &Area| MappedMemory {
         begin: area.start(),
@@ -931,7 +954,13 @@ fn cache_of(programs: &Node, buckets: usize) -> Result<FlowCache, CacheError> {
         usage: map(&memory.usage),
         epochs: map(&memory.epochs),
     };
+    let tickets = map(&memory.ask_queues);
     std::mem::forget(memory); // mapped for the rest of the process's life
-    // SAFETY: as just said, and the pulse is all that the rest of the process reaches of it.
-    unsafe { FlowCache::from_raw(&maps, buckets) }
+    // SAFETY: as just said. Of it the rest of the process reaches the pulse, and the tickets by atomics alone.
+    unsafe {
+        Ok((
+            FlowCache::from_raw(&maps, buckets)?,
+            AskQueues::from_raw(tickets, queues)?,
+        ))
+    }
 }

@@ -13,6 +13,7 @@ use crate::{
         cache::{CacheHash, CacheIndex, FlowCache, action},
         epochs::{SlotSet, slot_of_end},
         owners::AddressOwners,
+        queues::AskQueues,
         renewal::end_decisions,
     },
     wire::{FlowKey, build::Template, checksum},
@@ -138,6 +139,8 @@ impl Connection {
             original: self.original,
             reply: self.reply,
             token: 0,
+            queue: 0,
+            ticket: 0,
         }
     }
 }
@@ -163,6 +166,7 @@ pub(super) struct Node {
     pub(super) bed: Bed,
     pub(super) cache: Arc<FlowCache>,
     owners: Arc<AddressOwners>,
+    queues: Arc<AskQueues>,
     /// Packets that the kernel dropped or let through without asking.
     by_cache: u64,
 }
@@ -193,11 +197,13 @@ impl Node {
 
     fn over(config: DataplaneConfig, memory: FlowMemory, cache: Arc<FlowCache>, now: Nanos) -> Self {
         let owners = Arc::new(AddressOwners::default());
+        let queues = Arc::new(AskQueues::private(2));
         let config = DataplaneConfig {
             node: Some(NodeConfig {
                 owners: Arc::clone(&owners),
                 nonce: NONCE,
                 cache: Arc::clone(&cache),
+                queues: Arc::clone(&queues),
             }),
             ..config
         };
@@ -209,6 +215,7 @@ impl Node {
             bed,
             cache,
             owners,
+            queues,
             by_cache: 0,
         }
     }
@@ -887,7 +894,8 @@ fn forged_and_broken_headers_drop() {
     for (header, reason) in [
         (with(|header| header.nonce.0[0] ^= 1), DropReason::SpoofedSource),
         (with(|header| header.nonce.0[1] ^= 1), DropReason::SpoofedSource),
-        (with(|header| header.version = 2), DropReason::Malformed),
+        (with(|header| header.version -= 1), DropReason::Malformed),
+        (with(|header| header.version += 1), DropReason::Malformed),
         (with(|header| header.conntrack = 5), DropReason::Malformed),
         (with(|header| header.flags |= 0x80), DropReason::Malformed),
         (with(|header| header.signature = 0), DropReason::Malformed),
@@ -923,6 +931,42 @@ fn forged_and_broken_headers_drop() {
     tagged.splice(12..12, [0x81, 0, 0, 7]);
     let header = AskHeader { ..good };
     assert_eq!(node.ask(0, &header, &tagged), Dropped(DropReason::Malformed));
+}
+
+/// However an ask ends, the kernel learns that it waits no longer; forged ones say nothing.
+#[test]
+fn the_kernel_learns_which_asks_wait_no_longer() {
+    for workers in [1, 2] {
+        let mut node = Node::with(DataplaneConfig {
+            workers,
+            ..DataplaneConfig::default()
+        });
+        let mut ticket = 1_u32;
+        let mut ask = |node: &mut Node, src_port: u16, change: fn(&mut AskHeader)| {
+            let web = Connection::web(0, src_port, None);
+            let frame = web.tcp(false, SYN);
+            let mut header = web.header(Tracking::Tracked(Original), &frame);
+            header.queue = 1;
+            header.ticket = ticket;
+            change(&mut header);
+            node.bed.on(0, ASK, &[header.as_bytes(), &frame].concat());
+            assert_eq!(node.queues.taken(0), 0);
+            ticket += 1;
+            node.queues.taken(1).wrapping_sub(header.ticket)
+        };
+        // Some of these flows are the other worker's.
+        for src_port in 40_000..40_010 {
+            assert_eq!(ask(&mut node, src_port, |_| ()), 0, "{workers} workers");
+        }
+        // A pair that no policy allows, and a frame that cannot be read.
+        let denied = |header: &mut AskHeader| header.original.src = header.original.dst;
+        assert_eq!(ask(&mut node, 40_010, denied), 0);
+        assert_eq!(ask(&mut node, 40_011, |header| header.protocol = 17), 0);
+        let forged = |header: &mut AskHeader| header.nonce.0[0] ^= 1;
+        assert_eq!(ask(&mut node, 40_012, forged), u32::MAX, "one less");
+        let elsewhere = |header: &mut AskHeader| header.queue = 1 << 20;
+        assert_eq!(ask(&mut node, 40_013, elsewhere), (-2_i32).cast_unsigned());
+    }
 }
 
 /// Every cut of an asked frame drops, and none panics or is answered as a whole one.
