@@ -15,7 +15,7 @@ use std::{
 
 use ringwall_appliance::{
     last_snapshot::{LastSnapshot, SnapshotInputs},
-    snapshot_server::{SnapshotServer, locked, serve},
+    snapshot_server::{SnapshotServer, Sources, locked, serve},
     worker_thread::now,
 };
 use ringwall_dataplane::{
@@ -76,8 +76,11 @@ impl InProcess {
         serve(
             &folder.join(ringwall_messages::DATAPLANE_SOCKET),
             Arc::clone(&publication),
-            Arc::new(DataplaneStatus::default),
-            Arc::new(|_, _| FlowPage::default()),
+            Sources {
+                status: Arc::new(DataplaneStatus::default),
+                flows: Arc::new(|_, _| FlowPage::default()),
+                pod_starts: Arc::new(Vec::new),
+            },
             &ringwall_process::essential::Essential::new().0,
         )?;
         let stop = Arc::new(AtomicBool::new(false));
