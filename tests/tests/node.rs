@@ -244,7 +244,7 @@ impl Conversation {
             .unwrap()
             .unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(WITHIN)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap(); // a busy machine takes its time
         Self(stream)
     }
 

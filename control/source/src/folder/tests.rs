@@ -43,7 +43,10 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
 fn write(dir: &Path, name: &str, text: &str) {
     let path = dir.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
+    // At once: a file that is empty for a moment is a folder without its objects.
+    let next = path.with_extension("next");
+    fs::write(&next, text).unwrap();
+    fs::rename(next, path).unwrap();
 }
 
 fn read(dir: &Path) -> Result<Loaded, FolderError> {
