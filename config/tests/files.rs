@@ -889,6 +889,7 @@ fn a_node_guards_the_kernels_path_and_lists_no_interfaces() {
         ("interfaces: [{name: eth0, kind: uplink}]\n", "interfaces"),
         ("routing: {reversePath: loose}\n", "routing"),
         ("datapath: afxdp\n", "datapath"),
+        ("untaintNode: true\n", "untaintNode"),
     ] {
         let error = parse(&format!("{NODE}{more}")).unwrap_err();
         assert_eq!(error.problems()[0].path, path, "{error}");
@@ -917,6 +918,15 @@ fn a_node_guards_the_kernels_path_and_lists_no_interfaces() {
         .map(|problem| problem.path.as_str())
         .collect();
     assert_eq!(found, ["interfaces", "datapath"]);
+}
+
+#[test]
+fn a_node_of_an_api_server_may_lose_its_taint_and_a_gateway_has_none() {
+    let node = NODE.replace("manifests: /m", "kubeconfig: /k");
+    assert!(!parse(&node).unwrap().untaint_node);
+    assert!(parse(&format!("{node}untaintNode: true\n")).unwrap().untaint_node);
+    let error = parse(&format!("{GOOD}untaintNode: true\n")).unwrap_err();
+    assert_eq!(error.problems()[0].path, "untaintNode", "{error}");
 }
 
 #[test]
