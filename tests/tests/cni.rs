@@ -436,11 +436,8 @@ fn uninstall(bed: &Bed, runtime: &Runtime<'_>, firewall: &mut Appliance) {
     }
 }
 
-#[test]
-fn held_pods_are_known_to_policies_from_their_first_packet() {
-    let Some(_alone) = runs_here("held pods") else {
-        return;
-    };
+/// A node that holds pods until they are known, with three that are scheduled there: `web` takes connections from `client` alone.
+fn held_pods() -> (Bed, World, Options) {
     let bed = Bed::new(Role::Node, &[], 1).unwrap();
     for family in ["ip", "ip6"] {
         bed.gateway
@@ -466,6 +463,15 @@ fn held_pods_are_known_to_policies_from_their_first_packet() {
         )),
         ..Options::default()
     };
+    (bed, world, options)
+}
+
+#[test]
+fn held_pods_are_known_to_policies_from_their_first_packet() {
+    let Some(_alone) = runs_here("held pods") else {
+        return;
+    };
+    let (bed, mut world, options) = held_pods();
     let firewall = Appliance::start(&bed, &built_binary().unwrap(), &options, &world.objects()).unwrap();
     let mut runtime = Runtime::new(&bed, &networks()[0]);
     runtime.install(&firewall);
@@ -527,31 +533,7 @@ fn held_pods_stay_known_to_policies_when_processes_are_restarted() {
     let Some(_alone) = runs_here("held pods and restarts") else {
         return;
     };
-    let bed = Bed::new(Role::Node, &[], 1).unwrap();
-    for family in ["ip", "ip6"] {
-        bed.gateway
-            .sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), "1")
-            .unwrap();
-    }
-    let mut world = World::of(&bed);
-    world.namespaces.insert("shop".to_owned(), labels([]));
-    for name in ["web", "client", "other"] {
-        world.pods.insert(format!("shop/{name}"), scheduled(name));
-    }
-    world.policy(
-        "shop",
-        "web",
-        json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [
-            {"from": [{"podSelector": {"matchLabels": {"app": "client"}}}]}]}),
-    );
-    let options = Options {
-        more: "podStart: hold\n".to_owned(),
-        source: Some(format!(
-            "{{manifests: {}, allowNoPods: true}}",
-            bed.manifests().display()
-        )),
-        ..Options::default()
-    };
+    let (bed, mut world, options) = held_pods();
     let mut runtime = Runtime::new(&bed, &networks()[0]);
     for name in ["web", "client", "other"] {
         runtime.uids.insert(name.to_owned(), format!("{name}-1"));
